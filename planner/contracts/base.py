@@ -1,0 +1,84 @@
+"""What every file that crosses a boundary has in common: frozen, no unknown fields, a schema version, atomic writes."""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from planner.contracts.errors import BadInputError, ResourceFailureError
+
+MAX_FILE_BYTES = 10 * 2**20
+
+
+class Contract(BaseModel):
+    """A frozen record; an unknown field or a number that is not finite is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ContractFile(Contract):
+    """A record that is stored as a JSON file of its own."""
+
+    schema_version: Literal[1] = 1
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The record in the file.
+
+        Raises: BadInputError, naming each field that is missing, unknown or out of bounds.
+        """
+        kind = cls.__name__
+        try:
+            with path.open("rb") as stream:
+                content = stream.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise BadInputError(
+                f"cannot read {path}", why=str(error), remedy=f"name an existing {kind} file"
+            ) from error
+        if len(content) > MAX_FILE_BYTES:
+            raise BadInputError(
+                f"{path} is no {kind} file",
+                why=f"it is larger than {MAX_FILE_BYTES} bytes",
+                remedy=f"name a {kind} file that this program wrote",
+            )
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            reasons = "; ".join(
+                f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in error.errors()[:5]
+            )
+            raise BadInputError(
+                f"{path} is no valid {kind} file", why=reasons, remedy="write it again with this version of draftstream"
+            ) from error
+
+    def to_json(self) -> str:
+        """The record as indented JSON that a person can read."""
+        return self.model_dump_json(indent=2) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the file so that a crash at any time leaves the old content or the new, never a part."""
+        write_atomically(path, self.to_json())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace the file's content in one step.
+
+    Raises: ResourceFailureError, where the folder is missing, not writable or full.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".tmp-{path.name}-")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ResourceFailureError(
+            f"cannot write {path}", why=str(error), remedy="name a folder that exists, is writable and has room"
+        ) from error

@@ -1,0 +1,282 @@
+"""ModelShape: the sizes of a decoder that planning needs, from config.json and the safetensors headers alone.
+
+Covers text decoders; of a checkpoint that also sees or hears only the text part counts. Where an old configuration does
+not say which layers slide over a window, all count as full attention, so that memory is over- and never under-stated.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field
+
+from planner.contracts.base import Contract, ContractFile
+from planner.contracts.errors import BadInputError
+from planner.contracts.model_folder import fingerprint, open_model_folder
+from planner.contracts.plan import DTYPE_BYTES, Dtype
+from planner.contracts.safetensors_header import TensorEntry
+
+REGION_ALIGN_BYTES = 256
+KV_SLACK_TOKENS = 128  # a sliding window keeps so many more, so that rejected tokens can be rolled back
+
+LayerKind = Literal["full", "sliding", "recurrent"]
+
+_STORED_DTYPES: dict[str, Dtype] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
+_LAYER = re.compile(r"^(?P<prefix>.*?)\.(?P<index>\d+)\.(?P<rest>.+)$")
+_EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings)\.weight$")
+_HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
+_OTHER_TOWERS = ("vision", "visual", "audio", "multi_modal", "image", "mtp.")
+
+
+class TensorGroup(Contract):
+    """`count` tensors of `num_params` parameters each."""
+
+    num_params: int = Field(ge=0)
+    count: int = Field(ge=1)
+
+
+class LayerShape(Contract):
+    """One decoder layer: its tensors, and what its attention keeps of each token."""
+
+    tensors: tuple[TensorGroup, ...]
+    kind: LayerKind
+    window_tokens: int | None = None
+
+    def wire_bytes(self, dtype: Dtype) -> int:
+        """Bytes of the layer's tensors, unpadded."""
+        return sum(group.num_params * group.count for group in self.tensors) * DTYPE_BYTES[dtype]
+
+    def region_bytes(self, dtype: Dtype) -> int:
+        """Bytes of a region that holds the layer, every tensor aligned; never less than the runtime's own layout."""
+        return sum(align(group.num_params * DTYPE_BYTES[dtype]) * group.count for group in self.tensors)
+
+
+class ModelShape(ContractFile):
+    """A decoder's sizes. Parameters are counted per tensor; bytes follow from the dtype it runs in."""
+
+    name: str
+    fingerprint: str
+    model_type: str
+    stored_dtype: Dtype
+    hidden_size: int = Field(gt=0)
+    intermediate_size: int = Field(gt=0)
+    vocab_size: int = Field(gt=0)
+    num_heads: int = Field(gt=0)
+    key_values_per_token: int = Field(gt=0)  # elements of keys and values that one layer caches per token
+    query_values_per_token: int = Field(gt=0)
+    num_experts: int = Field(default=0, ge=0)
+    experts_per_token: int = Field(default=0, ge=0)
+    max_context_tokens: int = Field(gt=0)
+    is_tied: bool
+    layers: tuple[LayerShape, ...] = Field(min_length=1)
+    embedding_params: int = Field(gt=0)
+    head_params: int = Field(gt=0)
+    rest: tuple[TensorGroup, ...]  # outside layers, embedding and head: final norm, learned positions
+
+    @classmethod
+    def from_config(cls, folder: Path) -> Self:
+        """The shape of the checkpoint in a folder.
+
+        Raises: BadInputError, where the folder is damaged or its configuration does not describe a decoder.
+        """
+        model = open_model_folder(folder)
+        text = _text_config(model.config)
+        tensors = _Grouped.of(model.tensors.values(), _integer(text, "num_hidden_layers"))
+        num_heads = _integer(text, "num_attention_heads")
+        num_kv_heads = _integer(text, "num_key_value_heads", num_heads)
+        head_dim = _integer(text, "head_dim", _integer(text, "hidden_size") // num_heads)
+        if "kv_lora_rank" in text:  # latent attention is cached expanded, keys and values of different width
+            key_dim = _integer(text, "qk_nope_head_dim") + _integer(text, "qk_rope_head_dim")
+            key_values, queries = num_heads * (key_dim + _integer(text, "v_head_dim")), num_heads * key_dim
+        else:
+            key_values, queries = 2 * num_kv_heads * head_dim, num_heads * head_dim
+        return cls(
+            name=str(folder),
+            fingerprint=fingerprint(model),
+            model_type=str(text.get("model_type", model.config["model_type"])),
+            stored_dtype=_stored_dtype(folder, model.tensors.values()),
+            hidden_size=_integer(text, "hidden_size"),
+            intermediate_size=_integer(text, "intermediate_size", 4 * _integer(text, "hidden_size")),
+            vocab_size=_integer(text, "vocab_size"),
+            num_heads=num_heads,
+            key_values_per_token=key_values,
+            query_values_per_token=queries,
+            num_experts=_first_integer(text, ("num_local_experts", "num_experts", "n_routed_experts"), 0),
+            experts_per_token=_integer(text, "num_experts_per_tok", 0),
+            max_context_tokens=_integer(text, "max_position_embeddings"),
+            is_tied=tensors.head is None or bool(text.get("tie_word_embeddings", False)),
+            layers=tuple(
+                LayerShape(tensors=_counted(layer), kind=kind, window_tokens=window)
+                for layer, (kind, window) in zip(tensors.layers, _attention_kinds(text), strict=True)
+            ),
+            embedding_params=tensors.embedding.num_params,
+            head_params=(tensors.head or tensors.embedding).num_params,
+            rest=_counted(tensors.rest),
+        )
+
+    @property
+    def num_layers(self) -> int:
+        """The number of decoder layers."""
+        return len(self.layers)
+
+    def rest_bytes(self, dtype: Dtype) -> int:
+        """Bytes of the parameters outside layers, embedding and head."""
+        return sum(align(group.num_params * DTYPE_BYTES[dtype]) * group.count for group in self.rest)
+
+    def weights_bytes(self, dtype: Dtype) -> int:
+        """Bytes of all parameters, a tied head counted once."""
+        tables = self.embedding_params + (0 if self.is_tied else self.head_params)
+        return (
+            sum(layer.region_bytes(dtype) for layer in self.layers)
+            + tables * DTYPE_BYTES[dtype]
+            + self.rest_bytes(dtype)
+        )
+
+    def kv_bytes(self, context_tokens: int, dtype: Dtype) -> int:
+        """Bytes of the preallocated keys and values at a context, sliding layers with their slack."""
+        num_tokens = sum(kv_capacity_tokens(context_tokens, layer.window_tokens) for layer in self.layers)
+        return num_tokens * self.key_values_per_token * DTYPE_BYTES[dtype]
+
+
+def align(num_bytes: int) -> int:
+    """Bytes rounded up to the alignment of tensors in a region."""
+    return -(-num_bytes // REGION_ALIGN_BYTES) * REGION_ALIGN_BYTES
+
+
+def kv_capacity_tokens(context_tokens: int, window_tokens: int | None) -> int:
+    """Tokens that one layer's preallocated cache holds: the context, or twice a sliding window with its slack."""
+    if window_tokens is None:
+        return context_tokens
+    return min(context_tokens, 2 * (window_tokens + KV_SLACK_TOKENS))
+
+
+class _Grouped(Contract):
+    """A checkpoint's tensors, each where it belongs."""
+
+    layers: tuple[tuple[int, ...], ...]
+    rest: tuple[int, ...]
+    embedding: TensorGroup
+    head: TensorGroup | None
+
+    @classmethod
+    def of(cls, entries: Iterable[TensorEntry], num_layers: int) -> Self:
+        text = [entry for entry in entries if not any(tower in entry.name for tower in _OTHER_TOWERS)]
+        prefix = _layer_prefix(text)
+        layers: list[list[int]] = [[] for _ in range(num_layers)]
+        rest, tables = [], {}
+        for entry in text:
+            match = _LAYER.match(entry.name)
+            if match is not None and match["prefix"] == prefix:
+                if int(match["index"]) >= num_layers:
+                    continue  # a multi-token-prediction layer behind the decoder's own: not loaded
+                layers[int(match["index"])].append(_num_params(entry))
+            elif _EMBEDDING.search(entry.name):
+                tables["embedding"] = TensorGroup(num_params=_num_params(entry), count=1)
+            elif _HEAD.search(entry.name):
+                tables["head"] = TensorGroup(num_params=_num_params(entry), count=1)
+            else:
+                rest.append(_num_params(entry))
+        missing = [index for index, layer in enumerate(layers) if not layer]
+        if missing or "embedding" not in tables:
+            lacking = f"decoder layer {missing[0]}" if missing else "the token embedding"
+            raise BadInputError(
+                "the checkpoint does not hold the decoder that its config.json describes",
+                why=f"it has no tensor of {lacking}",
+                remedy="download the model again; weights and config.json must be of the same model",
+            )
+        return cls(
+            layers=tuple(map(tuple, layers)),
+            rest=tuple(rest),
+            embedding=tables["embedding"],
+            head=tables.get("head"),
+        )
+
+
+def _layer_prefix(entries: list[TensorEntry]) -> str:
+    """The module list that holds the decoder's layers: the numbered prefix with the most parameters."""
+    sizes: Counter[str] = Counter()
+    for entry in entries:
+        match = _LAYER.match(entry.name)
+        if match is not None:
+            sizes[match["prefix"]] += _num_params(entry)
+    return sizes.most_common(1)[0][0] if sizes else ""
+
+
+def _num_params(entry: TensorEntry) -> int:
+    num_params = 1
+    for size in entry.shape:
+        num_params *= size
+    return num_params
+
+
+def _counted(sizes: Iterable[int]) -> tuple[TensorGroup, ...]:
+    return tuple(TensorGroup(num_params=size, count=count) for size, count in sorted(Counter(sizes).items()))
+
+
+def _text_config(config: dict[str, object]) -> dict[str, object]:
+    nested = config.get("text_config")
+    return {**config, **nested} if isinstance(nested, dict) else config
+
+
+def _integer(config: dict[str, object], key: str, default: int | None = None) -> int:
+    value = config.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40:
+        raise BadInputError(
+            "config.json does not describe a decoder",
+            why=f"{key} is {value!r}, not a whole number",
+            remedy="download config.json again; encoders and diffusion models cannot be run",
+        )
+    return value
+
+
+def _first_integer(config: dict[str, object], keys: tuple[str, ...], default: int) -> int:
+    present = [key for key in keys if config.get(key) is not None]
+    return _integer(config, present[0]) if present else default
+
+
+def _stored_dtype(folder: Path, entries: Iterable[TensorEntry]) -> Dtype:
+    """The dtype of most parameters."""
+    sizes: Counter[str] = Counter()
+    for entry in entries:
+        sizes[entry.dtype] += entry.num_bytes
+    name = sizes.most_common(1)[0][0] if sizes else "none"
+    if name not in _STORED_DTYPES:
+        raise BadInputError(
+            f"the weights in {folder} cannot be run",
+            why=f"they are stored as {name}; bf16, fp16, fp32 and fp64 run",
+            remedy="use the model's original checkpoint in bf16 or fp16",
+        )
+    return _STORED_DTYPES[name]
+
+
+def _attention_kinds(text: dict[str, object]) -> list[tuple[LayerKind, int | None]]:
+    """Kind and window of each layer, by the rules of transformers' own dynamic cache."""
+    num_layers = _integer(text, "num_hidden_layers")
+    uses_window = text.get("use_sliding_window", True) is not False
+    window = _first_integer(text, ("sliding_window", "attention_chunk_size"), 0) if uses_window else 0
+    types = text.get("layer_types")
+    if not isinstance(types, list):
+        pattern = _integer(text, "sliding_window_pattern", 2 if text.get("model_type") == "gemma2" else 0)
+        if window and pattern:
+            types = ["sliding" if (index + 1) % pattern else "full_attention" for index in range(num_layers)]
+        else:
+            types = ["sliding" if window else "full_attention"] * num_layers
+    if len(types) != num_layers:
+        raise BadInputError(
+            "config.json contradicts itself",
+            why=f"layer_types has {len(types)} entries, num_hidden_layers is {num_layers}",
+            remedy="download config.json again",
+        )
+    kinds: list[tuple[LayerKind, int | None]] = []
+    for name in types:
+        if name in ("mamba", "mamba2", "linear_attention", "recurrent", "conv"):
+            kinds.append(("recurrent", None))
+        elif window and name not in ("full_attention", "attention"):
+            kinds.append(("sliding", window))
+        else:
+            kinds.append(("full", None))
+    return kinds

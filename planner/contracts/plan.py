@@ -1,0 +1,218 @@
+"""Plan: where every unit lies, over which link the others travel, what drafts, and what memory that takes.
+
+A plan is the only thing that crosses from deciding to doing. It names variants that are still to come (trees, experts,
+codecs); the runtime refuses by name what it does not implement.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from planner.contracts.base import Contract, ContractFile
+from planner.contracts.performance import Performance
+
+Dtype = Literal["bf16", "fp16", "fp32", "fp64"]
+UnitKind = Literal["layer", "attention", "mlp", "expert", "head_chunk", "embedding"]
+Placement = Literal["resident", "streamed", "host", "routed"]
+Codec = Literal["raw", "bf12", "q8", "nf4"]
+
+DTYPE_BYTES: dict[Dtype, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
+MAX_DRAFT_LEN = 64
+
+
+class Unit(Contract):
+    """The smallest thing with a placement of its own.
+
+    `host` means computed (or, for the embedding, gathered) where it lies in host memory; `source` is where its bytes
+    are read from in each pass: host memory, or the checkpoint on disk.
+    """
+
+    kind: UnitKind
+    index: int = Field(ge=0)
+    placement: Placement
+    source: Literal["ram", "disk"]
+    codec: Codec = "raw"
+    wire_bytes: int = Field(ge=0)
+    dense_bytes: int = Field(ge=0)
+    rows: tuple[int, int] | None = None  # of the head's weight, for a head chunk: first row, row after the last
+
+
+class NoDraft(Contract):
+    """The target decodes alone, one token a pass."""
+
+    kind: Literal["none"] = "none"
+
+
+class ChainDraft(Contract):
+    """A draft model proposes `draft_len` tokens one after the other."""
+
+    kind: Literal["chain"] = "chain"
+    model: str
+    fingerprint: str
+    draft_len: int = Field(ge=1, le=MAX_DRAFT_LEN)
+    dtype: Dtype
+    device: int = 0  # index into Plan.devices
+
+
+class TreeDraft(Contract):
+    """A draft model proposes a tree of tokens that one pass verifies."""
+
+    kind: Literal["tree"] = "tree"
+    model: str
+    fingerprint: str
+    num_nodes: int = Field(ge=1)
+    max_depth: int = Field(ge=1)
+    dtype: Dtype
+    device: int = 0
+
+
+class NgramDraft(Contract):
+    """Continuations of earlier occurrences in the text are proposed; no model."""
+
+    kind: Literal["ngram"] = "ngram"
+    draft_len: int = Field(ge=1, le=MAX_DRAFT_LEN)
+    min_match_tokens: int = Field(ge=1)
+
+
+class HybridDraft(Contract):
+    """Candidates of a draft model and of n-grams share one tree."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    model: str
+    fingerprint: str
+    num_nodes: int = Field(ge=1)
+    max_depth: int = Field(ge=1)
+    min_match_tokens: int = Field(ge=1)
+    dtype: Dtype
+    device: int = 0
+
+
+class SelfDraft(Contract):
+    """The target's own resident layers propose."""
+
+    kind: Literal["self"] = "self"
+    num_layers: int = Field(ge=1)
+    draft_len: int = Field(ge=1, le=MAX_DRAFT_LEN)
+
+
+Draft = Annotated[NoDraft | ChainDraft | TreeDraft | NgramDraft | HybridDraft | SelfDraft, Field(discriminator="kind")]
+
+
+class DiskLink(Contract):
+    """Weights are read from the checkpoint into the slot; `direct` drops what was read from the page cache."""
+
+    kind: Literal["disk"] = "disk"
+    mode: Literal["cached", "direct"] = "cached"
+
+
+class EmulatedLink(Contract):
+    """A copy within host memory, paced to a stated bandwidth and latency."""
+
+    kind: Literal["emulated"] = "emulated"
+    bytes_per_s: float = Field(gt=0)
+    latency_s: float = Field(default=0.0, ge=0)
+
+
+class CudaLink(Contract):
+    """Pinned host memory to a CUDA device on a copy stream of its own."""
+
+    kind: Literal["cuda"] = "cuda"
+
+
+LinkChoice = Annotated[DiskLink | EmulatedLink | CudaLink, Field(discriminator="kind")]
+
+
+class Staging(Contract):
+    """Host buffers between disk and link, for the units above the host budget; pinned where the link needs it."""
+
+    num_buffers: int = Field(ge=1)
+    buffer_bytes: int = Field(gt=0)
+
+
+class Device(Contract):
+    """A device that computes, and the bytes that the plan may take on it."""
+
+    name: str  # torch's name: cpu, cuda:0
+    budget_bytes: int = Field(gt=0)
+
+
+class MemorySplit(Contract):
+    """Bytes of each part of a plan; what is on the device and what is in host memory."""
+
+    residents_bytes: int = Field(ge=0)
+    slots_bytes: int = Field(ge=0)
+    draft_bytes: int = Field(ge=0)
+    target_kv_bytes: int = Field(ge=0)
+    draft_kv_bytes: int = Field(ge=0)
+    activations_bytes: int = Field(ge=0)
+    overhead_bytes: int = Field(ge=0)
+    margin_bytes: int = Field(ge=0)
+    host_weights_bytes: int = Field(ge=0)
+    host_embedding_bytes: int = Field(ge=0)
+    host_staging_bytes: int = Field(ge=0)
+    host_overhead_bytes: int = Field(ge=0)
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes on the device: the sum of all parts that are not named host."""
+        return sum(size for name, size in self if not name.startswith("host_"))
+
+    @property
+    def host_bytes(self) -> int:
+        """Bytes in host memory: the sum of the parts named host."""
+        return sum(size for name, size in self if name.startswith("host_"))
+
+
+class ModelRef(Contract):
+    """A model as the user named it, and the fingerprint of its configuration and tensor table."""
+
+    name: str
+    fingerprint: str
+
+
+class Plan(ContractFile):
+    """How one target runs on one machine."""
+
+    target: ModelRef
+    dtype: Dtype
+    context_tokens: int = Field(ge=1)
+    prefill_chunk_tokens: int = Field(ge=1)
+    devices: tuple[Device, ...] = Field(min_length=1)
+    batch: int = Field(default=1, ge=1)
+    link: LinkChoice
+    slots: int = Field(ge=0, le=16)
+    staging: Staging | None = None
+    draft: Draft
+    units: tuple[Unit, ...] = Field(min_length=1)
+    memory: MemorySplit
+    predicted: Performance
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        for kind in ("layer", "head_chunk"):
+            indices = [unit.index for unit in self.units if unit.kind == kind]
+            if indices != list(range(len(indices))):
+                raise ValueError(f"units: the {kind} units must be listed in order, each index once, from 0")
+        next_row = 0
+        for unit in self.units:
+            if (unit.rows is not None) != (unit.kind == "head_chunk"):
+                raise ValueError(f"units: rows belong to head chunks, not to a {unit.kind}")
+            if unit.rows is not None:
+                if unit.rows[0] != next_row or unit.rows[1] <= next_row:
+                    raise ValueError("units: the head chunks' rows must follow each other without gap or overlap")
+                next_row = unit.rows[1]
+        if self.streamed and self.slots == 0:
+            raise ValueError("slots: at least 1 is needed where units are streamed")
+        if self.staging is None and any(u.source == "disk" for u in self.streamed) and self.link.kind != "disk":
+            raise ValueError("staging: units that come from disk over another link need staging buffers")
+        return self
+
+    @property
+    def streamed(self) -> tuple[Unit, ...]:
+        """The units that travel in every pass, in pass order."""
+        return tuple(unit for unit in self.units if unit.placement == "streamed")
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes that travel over the link in every pass."""
+        return sum(unit.wire_bytes for unit in self.streamed)

@@ -1,0 +1,62 @@
+"""Sizes, rates and times between the text a user reads and the base SI numbers everything else computes with.
+
+The only module that converts: memory in binary units (GiB), rates in decimal ones (GB/s), times in ms, speeds in tok/s.
+"""
+
+import re
+
+from planner.contracts.errors import UsageError
+
+_PREFIX_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
+_RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b/s", re.IGNORECASE)
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as ``12GiB`` or ``500MB`` (``i`` is binary, without it decimal).
+
+    Raises: UsageError, where the unit is missing or the size is not positive.
+    """
+    return int(_parse(_BYTES, text, "a memory size", "12GiB, 400MiB or 8GB"))
+
+
+def parse_bytes_per_s(text: str) -> float:
+    """Bytes per second of a rate such as ``25GB/s``.
+
+    Raises: UsageError, where the unit is missing or the rate is not positive.
+    """
+    return _parse(_RATE, text, "a rate", "25GB/s, 500MB/s or 1GiB/s")
+
+
+def _parse(pattern: re.Pattern[str], text: str, kind: str, examples: str) -> float:
+    match = pattern.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is not {kind}", why="a number and its unit are needed", remedy=f"write {examples}")
+    number, prefix, binary = match.groups()
+    value = float(number) * float(1024 if binary else 1000) ** _PREFIX_POWERS[prefix.lower()]
+    if value <= 0:
+        raise UsageError(f"{text!r} is not {kind}", why="it must be larger than zero", remedy=f"write {examples}")
+    return value
+
+
+def format_bytes(num_bytes: float) -> str:
+    """A size for display, in the largest binary unit that leaves a number of at least one: ``1.50 GiB``."""
+    for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if abs(num_bytes) >= size:
+            return f"{num_bytes / size:.2f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def format_bytes_per_s(rate_bytes_per_s: float) -> str:
+    """A rate for display: ``25.60 GB/s``."""
+    return f"{rate_bytes_per_s / 1e9:.2f} GB/s"
+
+
+def format_s(duration_s: float) -> str:
+    """A time for display: milliseconds below ten seconds (``12.3 ms``), seconds above (``12.3 s``)."""
+    return f"{duration_s * 1e3:.1f} ms" if abs(duration_s) < 10 else f"{duration_s:.1f} s"
+
+
+def format_tokens_per_s(rate_tokens_per_s: float) -> str:
+    """A speed for display: ``12.34 tok/s``."""
+    return f"{rate_tokens_per_s:.2f} tok/s"

@@ -1,0 +1,255 @@
+"""The public interface: load a model by budget or by plan, or stream it as an ordinary transformers model.
+
+With the command line, the one module of the runtime that may ask the planner, where the user gives no plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import PreTrainedModel
+
+from planner.contracts.errors import NoFeasiblePlanError, PlanMismatchError
+from planner.contracts.model_folder import ModelFolder, fingerprint, open_model_folder
+from planner.contracts.model_shape import ModelShape
+from planner.contracts.plan import ChainDraft, CudaLink, DiskLink, Dtype, EmulatedLink, LinkChoice, NoDraft, Plan
+from planner.contracts.quantities import format_bytes, parse_bytes
+from runtime.checkpoint import Checkpoint
+from runtime.engine import Engine, Generation, Token, cannot_roll_back
+from runtime.host import MemoryGauge, free_device_bytes, free_host_bytes
+from runtime.hub import model_folder
+from runtime.link.choice import choose_link
+from runtime.model import StreamedModel, all_resident
+from runtime.skeleton import DTYPES, ReplaceModules, build_skeleton
+from runtime.tokenizer import check_same_tokens, encode_prompt, load_tokenizer
+from runtime.trace import Trace
+
+if TYPE_CHECKING:
+    from planner.budget import Budget
+
+__all__ = ["Engine", "Generation", "Limits", "Token", "load", "make_plan", "prompt_tokens", "stream"]
+
+DEFAULT_CONTEXT_TOKENS = 4096
+DEFAULT_DRAFT_LEN = 4
+_DEFAULT_HEADROOM_BYTES = 2**30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Memory that may be taken, in bytes or as text such as `12GiB`; None leaves it to the machine.
+
+    `device` holds for target and draft together. `headroom` stays free on the device for other users: 1 GiB unless
+    `device` is given. A cap of one model binds in addition to `device`; `host` is for weights kept in host memory.
+    """
+
+    device: str | int | None = None
+    target: str | int | None = None
+    draft: str | int | None = None
+    host: str | int | None = None
+    headroom: str | int | None = None
+
+
+def prompt_tokens(
+    target: str | Path, prompt: str, *, is_chat: bool | None = None, system: str | None = None
+) -> list[int]:
+    """The tokens of a prompt, before the model is loaded; see `encode_prompt`."""
+    return encode_prompt(load_tokenizer(model_folder(str(target))), prompt, is_chat=is_chat, system=system)
+
+
+def make_plan(
+    target: str | Path,
+    *,
+    draft: str | Path | None = None,
+    limits: Limits | None = None,
+    context_tokens: int | None = None,
+    draft_len: int = DEFAULT_DRAFT_LEN,
+    num_slots: int = 2,
+    dtype: Dtype | None = None,
+    link: LinkChoice | str | None = None,
+) -> Plan:
+    """A plan that fits this machine and the limits; nothing is loaded.
+
+    Raises: BadInputError, NoFeasiblePlanError, UsageError.
+    """
+    from planner.budget import Wishes, plan_for_budget
+
+    target_shape = _shape(target)
+    draft_shape = None if draft is None else _shape(draft)
+    if draft_shape is not None:
+        for role, shape in (("target", target_shape), ("draft", draft_shape)):
+            if any(layer.kind == "recurrent" for layer in shape.layers):
+                raise cannot_roll_back(role, shape.model_type)
+    dtype = dtype or target_shape.stored_dtype
+    if not isinstance(link, DiskLink | EmulatedLink | CudaLink):
+        link = choose_link(link, target_shape.weights_bytes(dtype))
+    device = torch.device("cuda:0" if isinstance(link, CudaLink) else "cpu")
+    _check_device(device)
+    wishes = Wishes(
+        dtype=dtype,
+        context_tokens=context_tokens or min(DEFAULT_CONTEXT_TOKENS, target_shape.max_context_tokens),
+        draft_len=draft_len if draft_shape is not None else 0,
+        link=link,
+        device=str(device),
+        num_slots=num_slots,
+    )
+    return plan_for_budget(target_shape, draft_shape, _budget(limits or Limits(), device), wishes)
+
+
+def load(
+    target: str | Path | None = None,
+    *,
+    plan: Plan | str | Path | None = None,
+    draft: str | Path | None = None,
+    limits: Limits | None = None,
+    device_memory: str | int | None = None,
+    context_tokens: int | None = None,
+    draft_len: int = DEFAULT_DRAFT_LEN,
+    replace_modules: ReplaceModules | None = None,
+    trace: Trace | None = None,
+) -> Engine:
+    """An engine that runs the target: by a plan (object or file), or by what fits `device_memory` or `limits`.
+
+    With a plan the draft, its length and the context are the plan's. Raises: any DraftstreamError.
+    """
+    if plan is None:
+        if target is None:
+            raise TypeError("load() needs a target or a plan")
+        limits = limits or Limits(device=device_memory)
+        plan = make_plan(target, draft=draft, limits=limits, context_tokens=context_tokens, draft_len=draft_len)
+    elif not isinstance(plan, Plan):
+        plan = Plan.read(Path(plan))
+    _check_draft_kind(plan)
+    device = torch.device(plan.devices[0].name)
+    _check_fits_machine(plan, device)
+    folder = _folder_of_plan(str(target or plan.target.name), plan.target.fingerprint, "target")
+    draft_folder = None
+    if isinstance(plan.draft, ChainDraft):
+        draft_folder = _folder_of_plan(str(draft or plan.draft.model), plan.draft.fingerprint, "draft")
+    tokenizer = load_tokenizer(folder.path)
+    if draft_folder is not None:
+        check_same_tokens(tokenizer, load_tokenizer(draft_folder.path))
+    gauge = MemoryGauge(device, DTYPES[plan.dtype])
+    streamed = _open(folder, plan, replace_modules, trace)
+    try:
+        drafting = None if draft_folder is None else _open_draft(draft_folder, plan)
+        return Engine(plan, streamed, drafting, tokenizer, gauge, trace)
+    except BaseException:
+        streamed.close()
+        raise
+
+
+def stream(
+    target: str | Path, plan: Plan | str | Path | None = None, *, replace_modules: ReplaceModules | None = None
+) -> PreTrainedModel:
+    """An ordinary transformers model whose layers are streamed as the plan says; use it as any other.
+
+    Without a plan, what fits the machine. Its `streamed.close()` ends the stream; so does dropping the model.
+    """
+    if plan is None:
+        plan = make_plan(target)
+    elif not isinstance(plan, Plan):
+        plan = Plan.read(Path(plan))
+    _check_fits_machine(plan, torch.device(plan.devices[0].name))
+    folder = _folder_of_plan(str(target), plan.target.fingerprint, "target")
+    streamed = _open(folder, plan, replace_modules, None)
+    streamed.model.streamed = streamed
+    return streamed.model
+
+
+def _open(
+    folder: ModelFolder, plan: Plan, replace_modules: ReplaceModules | None, trace: Trace | None
+) -> StreamedModel:
+    skeleton = build_skeleton(folder, plan.dtype, replace_modules)
+    drops_pages = isinstance(plan.link, DiskLink) and plan.link.mode == "direct"
+    checkpoint = Checkpoint(folder, skeleton.model, drops_pages=drops_pages)
+    try:
+        return StreamedModel(skeleton, checkpoint, plan, trace)
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def _open_draft(folder: ModelFolder, plan: Plan) -> StreamedModel:
+    assert isinstance(plan.draft, ChainDraft)
+    skeleton = build_skeleton(folder, plan.draft.dtype)
+    return StreamedModel(skeleton, Checkpoint(folder, skeleton.model), all_resident(plan, skeleton))
+
+
+def _shape(name: str | Path) -> ModelShape:
+    return ModelShape.from_config(model_folder(str(name))).model_copy(update={"name": str(name)})
+
+
+def _budget(limits: Limits, device: torch.device) -> Budget:
+    from planner.budget import Budget
+
+    free_bytes = free_device_bytes(device)
+    asked_bytes = _bytes(limits.device)
+    headroom_bytes = _bytes(limits.headroom)
+    if headroom_bytes is None:
+        headroom_bytes = 0 if asked_bytes is not None else _DEFAULT_HEADROOM_BYTES
+    usable_bytes = free_bytes - headroom_bytes
+    if usable_bytes <= 0 or (asked_bytes is not None and asked_bytes > usable_bytes):
+        raise NoFeasiblePlanError(
+            f"the device {device} does not have {format_bytes(asked_bytes or headroom_bytes)} to give",
+            why=f"{format_bytes(free_bytes)} are free, of which {format_bytes(headroom_bytes)} shall stay free",
+            remedy="a smaller --device-memory or --headroom, or end other programs that use the device",
+        )
+    device_bytes = usable_bytes if asked_bytes is None else asked_bytes
+    host_bytes = _bytes(limits.host)
+    if host_bytes is None:
+        shared_bytes = device_bytes if device.type == "cpu" else 0
+        host_bytes = max(0, free_host_bytes() - shared_bytes)
+    return Budget(
+        device_bytes=device_bytes,
+        host_bytes=host_bytes,
+        target_bytes=_bytes(limits.target),
+        draft_bytes=_bytes(limits.draft),
+    )
+
+
+def _bytes(size: str | int | None) -> int | None:
+    return parse_bytes(size) if isinstance(size, str) else size
+
+
+def _check_draft_kind(plan: Plan) -> None:
+    if not isinstance(plan.draft, ChainDraft | NoDraft):
+        raise PlanMismatchError(
+            f"the plan drafts with kind {plan.draft.kind}",
+            why="this version does not implement it",
+            remedy="plan again with a chain draft, or without a draft",
+        )
+
+
+def _check_device(device: torch.device) -> None:
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise PlanMismatchError(
+            f"there is no device {device} here",
+            why=f"torch sees {torch.cuda.device_count()} CUDA devices",
+            remedy="use --link disk, or --link emulated:RATE to see how a device would behave",
+        )
+
+
+def _check_fits_machine(plan: Plan, device: torch.device) -> None:
+    _check_device(device)
+    free_bytes = free_device_bytes(device)
+    if plan.memory.device_bytes > free_bytes:
+        raise PlanMismatchError(
+            f"the plan takes {format_bytes(plan.memory.device_bytes)} on {device}",
+            why=f"only {format_bytes(free_bytes)} are free there now",
+            remedy="end other programs that use the device, or plan again with a smaller --device-memory",
+        )
+
+
+def _folder_of_plan(name: str, planned: str, role: str) -> ModelFolder:
+    folder = open_model_folder(model_folder(name))
+    actual = fingerprint(folder)
+    if actual != planned:
+        raise PlanMismatchError(
+            f"the plan was made for another {role} than {name}",
+            why=f"its {role} has the fingerprint {planned}, this one {actual}",
+            remedy=f"plan again for this {role}",
+        )
+    return folder

@@ -1,0 +1,192 @@
+"""The command `runtime`: runs a model by a plan or a budget.
+
+The text alone goes to stdout; progress, statistics and errors go to stderr. Nothing heavy is imported before a command
+runs, so that help is instant.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from planner.contracts.errors import BadInputError, SelfCheckError, UsageError
+from planner.contracts.plan import Plan
+from runtime.statistics import show_statistics
+
+if TYPE_CHECKING:
+    from runtime.engine import Generation
+
+EPILOG = (
+    "Exit codes: 0 ok, 1 internal error, 2 usage, 3 bad input, 4 no feasible plan, 5 plan of another machine or model, "
+    "6 resource failure, 7 self-check failed, 130 and 143 interrupted.\n\n"
+    "Memory: --device-memory is for target and draft together; --target-memory and --draft-memory cap each within it; "
+    "--headroom stays free for others (1GiB unless --device-memory is given). What does not fit is refused before "
+    "anything is loaded."
+)
+
+app = typer.Typer(help="Run a model that is larger than its device's memory.", pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _commands() -> None:
+    """Run a model that is larger than its device's memory."""
+
+
+@app.command(epilog=EPILOG)
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The text to continue; - or nothing reads stdin.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "-m", help="Folder or hub id (owner/name@revision).; the demo if left out")
+    ] = None,
+    draft: Annotated[str | None, typer.Option("--draft", "-md", help="A small model with the same tokenizer.")] = None,
+    no_spec: Annotated[bool, typer.Option("--no-spec", help="Never draft.")] = False,
+    draft_len: Annotated[
+        int, typer.Option("--draft-len", "--num-speculative-tokens", min=1, max=64, help="Tokens drafted a round.")
+    ] = 4,
+    plan: Annotated[Path | None, typer.Option(help="Run this plan; it decides models, memory and link.")] = None,
+    ctx_size: Annotated[
+        int | None,
+        typer.Option("--ctx-size", "-c", min=2, help="Tokens of prompt and text.; as many as needed if left out"),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens to write at most.")] = 256,
+    dtype: Annotated[
+        Literal["bf16", "fp16", "fp32", "fp64"] | None, typer.Option(help="As stored if left out.")
+    ] = None,
+    link: Annotated[
+        str | None,
+        typer.Option(help="disk, disk:cached, disk:direct, cuda, or emulated:2GB/s."),
+    ] = None,
+    slots: Annotated[int, typer.Option(min=1, max=16, help="Buffers that streamed layers pass through.")] = 2,
+    device_memory: Annotated[str | None, typer.Option(help="For target and draft together, such as 12GiB.")] = None,
+    target_memory: Annotated[str | None, typer.Option(help="Cap for the target.")] = None,
+    draft_memory: Annotated[str | None, typer.Option(help="Cap for the draft.")] = None,
+    host_memory: Annotated[str | None, typer.Option(help="For weights kept in host memory.")] = None,
+    headroom: Annotated[str | None, typer.Option(help="Left free on the device for others, such as 2GiB.")] = None,
+    temperature: Annotated[float, typer.Option("--temp", "--temperature", help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from the k most probable tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw from the most probable tokens that make up p.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="Draw from tokens at least p times as probable as the best.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeat a run that samples.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--raw", help="Prompt as a chat turn.; a chat if the model has a template")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt of a chat.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads that compute.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Score the text again afterwards, and list near-ties.")
+    ] = False,
+    trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the text.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No statistics.")] = False,
+) -> None:
+    """Continue a prompt: the text goes to stdout, statistics to stderr."""
+    planned = (target, draft, no_spec, ctx_size, dtype, link, device_memory, target_memory, draft_memory, host_memory)
+    if plan is not None and any(planned):
+        raise UsageError(
+            "--plan decides the models, the memory and the link",
+            why="another option names one of them too",
+            remedy="leave the other option out, or plan again with it",
+        )
+    text = _read_prompt(prompt, file)
+
+    from runtime.api import Limits, load, make_plan, prompt_tokens
+    from runtime.sampling import SamplingSettings
+    from runtime.trace import Trace
+
+    if threads is not None:
+        _set_threads(threads)
+    sampling = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    if plan is None:
+        from profiles import demo_folder
+
+        draft = str(demo_folder("draft")) if target is None and draft is None else draft
+        target = target or str(demo_folder("target"))
+        tokens = prompt_tokens(target, text, is_chat=chat, system=system)
+        settled = make_plan(
+            target,
+            draft=None if no_spec else draft,
+            limits=Limits(
+                device=device_memory, target=target_memory, draft=draft_memory, host=host_memory, headroom=headroom
+            ),
+            context_tokens=ctx_size or len(tokens) + max_tokens,
+            draft_len=draft_len,
+            num_slots=slots,
+            dtype=dtype,
+            link=link,
+        )
+    else:
+        settled = Plan.read(plan)
+        tokens = prompt_tokens(settled.target.name, text, is_chat=chat, system=system)
+    tracer = None if trace is None else Trace()
+    with load(plan=settled, trace=tracer) as engine:
+        generation = engine.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop or (), verify=verify)
+        try:
+            _write_tokens(generation, is_shown=not as_json)
+        finally:
+            report = generation.report()
+            if as_json:
+                sys.stdout.write(report.to_json())
+            if not quiet:
+                show_statistics(report)
+            if tracer is not None and trace is not None:
+                tracer.write(trace, f"runtime generate, {report.link_label}")
+    if report.verify is not None and not report.verify.passed:
+        raise SelfCheckError(
+            "the text is not what the target writes",
+            why=f"{report.verify.num_checked_tokens - report.verify.num_agreeing_tokens} of "
+            f"{report.verify.num_checked_tokens} tokens differ, by more than this machine's rounding explains",
+            remedy="report this as a bug, with the model, the plan and the prompt",
+        )
+
+
+def _read_prompt(prompt: str | None, file: Path | None) -> str:
+    """The prompt from the argument, the file or stdin; exactly one of them."""
+    if prompt is not None and file is not None:
+        raise UsageError("two prompts", why="an argument and --file were given", remedy="give one of them")
+    if file is not None:
+        try:
+            return file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInputError(
+                f"cannot read the prompt file {file}", why=str(error), remedy="name a text file in UTF-8"
+            ) from error
+    if prompt is not None and prompt != "-":
+        return prompt
+    if prompt is None and sys.stdin.isatty():
+        raise UsageError("no prompt", why="neither text nor --file was given", remedy='runtime generate "some text"')
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInputError("cannot read the prompt from stdin", why=str(error), remedy="pipe text in UTF-8") from error
+
+
+def _set_threads(num_threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(num_threads)
+
+
+def _write_tokens(generation: "Generation", *, is_shown: bool) -> None:
+    """Write the text as it becomes final; to a terminal without control characters."""
+    from runtime.tokenizer import printable
+
+    is_terminal = sys.stdout.isatty()
+    for token in generation:
+        if is_shown and token.text:
+            sys.stdout.write(printable(token.text) if is_terminal else token.text)
+            sys.stdout.flush()
+    if is_shown:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+def main() -> None:
+    """The console script."""
+    from planner.console import run
+
+    run(app)

@@ -1,0 +1,70 @@
+"""A chain drafted by a smaller model with the target's tokens."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from runtime.cached import CachedModel
+from runtime.draft.base import Proposal
+from runtime.sampling import SamplingSettings, Uniforms, draw_token, probability_rows
+
+
+class ChainDrafter:
+    """Drafts token by token with a model of its own, whose cache follows the context by itself."""
+
+    def __init__(
+        self, model: CachedModel, settings: SamplingSettings, uniforms: Uniforms, *, vocab_size: int, chunk_tokens: int
+    ) -> None:
+        self._model = model
+        self._settings = settings
+        self._uniforms = uniforms
+        self._vocab_size = vocab_size  # the target's: a padded draft proposes nothing beyond it
+        self._chunk_tokens = chunk_tokens
+        self._fed: list[int] = []  # what the draft's cache holds
+        self._num_agreed = 0  # of it, what was part of the context at the last proposal
+
+    def propose(self, context: Sequence[int], max_tokens: int) -> Proposal:
+        """A chain of `max_tokens` tokens, greedy or drawn from the rows that come with them.
+
+        Fewer where the draft's own context ends, down to none.
+        """
+        max_tokens = min(max_tokens, self._model.context_tokens - len(context))
+        if max_tokens <= 0:
+            return Proposal((), None)
+        self._rewind_to(context)
+        self._feed_all_but_last_chunk(context)
+        pending = context[len(self._fed) :]
+        tokens: list[int] = []
+        rows_V: list[Tensor] = []
+        while len(tokens) < max_tokens:
+            logits_RV = self._feed(pending)
+            if self._settings.is_greedy:
+                token = int(logits_RV[0].argmax())
+            else:
+                probs_V = probability_rows(logits_RV, self._settings)[0]
+                token = draw_token(probs_V, self._uniforms.next())
+                rows_V.append(probs_V)
+            tokens.append(token)
+            pending = [token]
+        return Proposal(tuple(tokens), torch.stack(rows_V) if rows_V else None)
+
+    def _rewind_to(self, context: Sequence[int]) -> None:
+        """Forget what was drafted and rejected since the last proposal."""
+        num_common = min(self._num_agreed, len(context))
+        limit = min(len(self._fed), len(context) - 1)  # the last token is fed again, for its row of logits
+        while num_common < limit and self._fed[num_common] == context[num_common]:
+            num_common += 1
+        num_common = min(num_common, limit)
+        self._model.drop(len(self._fed) - num_common)
+        del self._fed[num_common:]
+        self._num_agreed = num_common
+
+    def _feed_all_but_last_chunk(self, context: Sequence[int]) -> None:
+        while len(context) - len(self._fed) > self._chunk_tokens:
+            start = len(self._fed)
+            self._feed(context[start : start + self._chunk_tokens])
+
+    def _feed(self, tokens: Sequence[int]) -> Tensor:
+        self._fed.extend(tokens)
+        return self._model.forward(tokens, num_rows=1)[:, : self._vocab_size]

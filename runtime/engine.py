@@ -1,0 +1,257 @@
+"""A loaded target and draft that generate text, one request at a time, and report what was measured."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from transformers import PreTrainedTokenizerBase
+
+from planner.contracts.errors import BadInputError
+from planner.contracts.plan import ChainDraft, Plan
+from planner.contracts.report import FinishReason, Report
+from runtime.cached import CachedModel
+from runtime.clock import RoundClock
+from runtime.decode import Sampling, decode_rounds, prefill
+from runtime.draft import ChainDrafter, Drafter
+from runtime.host import MemoryGauge
+from runtime.model import StreamedModel
+from runtime.report import RunRecord, build_report
+from runtime.sampling import SamplingSettings
+from runtime.self_check import verify_run
+from runtime.tokenizer import TextStream, encode_prompt, end_tokens
+from runtime.trace import Trace
+
+_LOGIT_BYTES = 12  # of one logit at its widest: as computed, and as the planner counts it
+_MOST_SCORED_ROWS = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to continue, how, and when to stop."""
+
+    prompt: str | Sequence[int]
+    max_tokens: int
+    sampling: SamplingSettings
+    stop: tuple[str, ...]
+    is_chat: bool | None  # None: where the tokenizer has a chat template
+    system: str | None
+    verify: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token, and the text that became final with it."""
+
+    token_id: int
+    text: str
+
+
+class Engine:
+    """Target, draft and tokenizer, in the memory and over the link that the plan states. Close it, or use `with`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        target: StreamedModel,
+        draft: StreamedModel | None,
+        tokenizer: PreTrainedTokenizerBase,
+        gauge: MemoryGauge,
+        trace: Trace | None = None,
+    ) -> None:
+        self.plan = plan
+        self.tokenizer = tokenizer
+        self.gauge = gauge
+        self.trace = trace
+        self.target = CachedModel(target, plan.context_tokens)
+        self.draft = None if draft is None else CachedModel(draft, _draft_context(plan, draft))
+        for role, model in (("target", self.target), ("draft", self.draft)):
+            if self.draft is not None and model is not None and not model.can_roll_back:
+                raise cannot_roll_back(role, model.streamed.model.config.model_type)
+        self.end_tokens = end_tokens(target.model, tokenizer)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        sampling: SamplingSettings | None = None,
+        stop: Sequence[str] = (),
+        is_chat: bool | None = None,
+        system: str | None = None,
+        verify: bool = False,
+    ) -> "Generation":
+        """An iterator over the tokens that follow the prompt; its `report()` tells what was measured.
+
+        Raises: BadInputError, where the prompt does not fit the plan's context.
+        """
+        return Generation(
+            self,
+            Request(
+                prompt=prompt,
+                max_tokens=max_tokens,
+                sampling=sampling or SamplingSettings(),
+                stop=tuple(stop),
+                is_chat=is_chat,
+                system=system,
+                verify=verify,
+            ),
+        )
+
+    def drafter(self, sampling: Sampling) -> tuple[Drafter | None, int]:
+        """The plan's drafter for one request, and its draft length."""
+        if self.draft is None or not isinstance(self.plan.draft, ChainDraft):
+            return None, 0
+        drafter = ChainDrafter(
+            self.draft,
+            sampling.settings,
+            sampling.uniforms,
+            vocab_size=self.target.streamed.vocab_size,
+            chunk_tokens=self.plan.prefill_chunk_tokens,
+        )
+        return drafter, self.plan.draft.draft_len
+
+    def close(self) -> None:
+        """End all threads and give back memory and files."""
+        self.target.streamed.close()
+        if self.draft is not None:
+            self.draft.streamed.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Generation:
+    """One request under way. Iterate it once; `report()` holds at any time, also after an error or an interrupt."""
+
+    def __init__(self, engine: Engine, request: Request) -> None:
+        self._engine = engine
+        self._request = request
+        self._prompt = self._encode(request)
+        self._sampling = Sampling(request.sampling)
+        self._record = RunRecord(prompt_tokens=len(self._prompt), seed=self._sampling.seed)
+        self._text = TextStream(engine.tokenizer, self._prompt, request.stop)
+        self._emitted: list[int] = []
+
+    def __iter__(self) -> Iterator[Token]:
+        engine, request, record = self._engine, self._request, self._record
+        engine.target.reset()
+        if engine.draft is not None:
+            engine.draft.reset()
+        started_s = time.perf_counter()
+        try:
+            first = prefill(engine.target, self._prompt, self._sampling, engine.plan.prefill_chunk_tokens)
+            record.prompt_s = time.perf_counter() - started_s
+            started_s = time.perf_counter()
+            yield from self._decode(first)
+            record.generated_s = time.perf_counter() - started_s
+            if request.verify and self._emitted:
+                record.verify = verify_run(
+                    engine.target, self._prompt, self._emitted, request.sampling, self._num_scored_rows()
+                )
+        except Exception:
+            record.finish_reason = "error"
+            raise
+        finally:
+            if record.generated_s == 0.0:
+                record.generated_s = time.perf_counter() - started_s
+
+    def report(self) -> Report:
+        """Predicted beside measured, up to now."""
+        engine, record = self._engine, self._record
+        replaced = engine.target.streamed.replaced_files()
+        record.warnings = [f"{name} was replaced during the run; it went on with the old one" for name in replaced]
+        record.memory = engine.gauge.peaks()
+        return build_report(engine.plan, engine.target.streamed.link.label, record)
+
+    def _encode(self, request: Request) -> list[int]:
+        if isinstance(request.prompt, str):
+            tokens = encode_prompt(
+                self._engine.tokenizer, request.prompt, is_chat=request.is_chat, system=request.system
+            )
+        else:
+            tokens = list(request.prompt)
+        if not 0 < len(tokens) < self._engine.plan.context_tokens:
+            raise BadInputError(
+                f"the prompt of {len(tokens)} tokens cannot be continued",
+                why=f"the plan's context is {self._engine.plan.context_tokens} tokens, the new ones included",
+                remedy="shorten the prompt, or plan with a larger --ctx-size",
+            )
+        return tokens
+
+    def _decode(self, first: int) -> Iterator[Token]:
+        """The first token, then rounds, until something ends the text."""
+        engine, request, record = self._engine, self._request, self._record
+        drafter, draft_len = engine.drafter(self._sampling)
+        context = [*self._prompt, first]
+        yield from self._emit((first,))
+        if self._is_finished():
+            return
+        for entry in decode_rounds(
+            engine.target,
+            drafter,
+            context,
+            self._sampling,
+            draft_len=draft_len,
+            max_tokens=request.max_tokens - 1,
+            clock=RoundClock(engine.trace),
+        ):
+            record.rounds.append(entry)
+            yield from self._emit(entry.tokens)
+            if self._is_finished():
+                return
+        record.finish_reason = "length" if len(self._emitted) >= request.max_tokens else "context"
+        yield from self._rest()
+
+    def _emit(self, tokens: Sequence[int]) -> Iterator[Token]:
+        for token in tokens:
+            if token in self._engine.end_tokens:
+                self._finish("stop")
+                yield from self._rest()
+                return
+            self._emitted.append(token)
+            self._record.generated_tokens += 1
+            text = self._text.push(token)
+            self._record.text += text
+            yield Token(token, text)
+            if self._text.is_stopped:
+                self._finish("stop")
+                return
+            if len(self._emitted) >= self._request.max_tokens:
+                self._finish("length")
+                yield from self._rest()
+                return
+
+    def _rest(self) -> Iterator[Token]:
+        """Text that was held back, once nothing follows."""
+        text = self._text.finish()
+        if text:
+            self._record.text += text
+            yield Token(self._emitted[-1], text)
+
+    def _finish(self, reason: FinishReason) -> None:
+        self._record.finish_reason = reason
+
+    def _is_finished(self) -> bool:
+        return self._record.finish_reason != "interrupted"
+
+    def _num_scored_rows(self) -> int:
+        """Rows of logits that fit into what the plan has for activations."""
+        plan, vocab_size = self._engine.plan, self._engine.target.streamed.vocab_size
+        return max(2, min(_MOST_SCORED_ROWS, plan.memory.activations_bytes // (vocab_size * _LOGIT_BYTES)))
+
+
+def _draft_context(plan: Plan, draft: StreamedModel) -> int:
+    return min(plan.context_tokens, int(draft.model.config.max_position_embeddings))
+
+
+def cannot_roll_back(role: str, model_type: str) -> BadInputError:
+    """The error for a draft with a model whose state cannot forget rejected tokens."""
+    return BadInputError(
+        f"the {role}, a {model_type}, cannot speculate",
+        why="its layers keep a recurrent state, which cannot be rolled back to before a rejected token",
+        remedy="run it with --no-spec, or use a model with attention in every layer",
+    )
