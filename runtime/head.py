@@ -21,6 +21,19 @@ class HeadChunk:
     bias: Parameters  # the chunk's part of the bias, where the head has one
 
 
+def keep_strides_plain(head: nn.Module) -> None:
+    """Hook a head so that it sees its input with plain strides.
+
+    transformers cuts the wanted rows out of a longer tensor. torch takes a product over such a cut for one matrix only
+    where the strides say so; else it copies the whole weight and multiplies in a batch (docs/LOG.md: 50 times slower).
+    """
+
+    def before(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0].clone(memory_format=torch.contiguous_format), *args[1:])
+
+    head.register_forward_pre_hook(before)
+
+
 def run_in_chunks(head: nn.Module, chunks: Sequence[HeadChunk]) -> None:
     """Hook a head so that each call runs its forward for every chunk in turn.
 

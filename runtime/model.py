@@ -18,7 +18,7 @@ from planner.contracts.plan import Plan, Unit, UnitKind
 from runtime.binding import Binder, Parameters, as_parameters, names_on_meta
 from runtime.checkpoint import Checkpoint, Layout
 from runtime.embedding import HostTable, gather_on_host
-from runtime.head import HeadChunk, run_in_chunks
+from runtime.head import HeadChunk, keep_strides_plain, run_in_chunks
 from runtime.link import HostRange, Link, PinningError, Source, open_link, page_aligned
 from runtime.skeleton import DTYPES, Skeleton
 from runtime.stream import Stream, StreamedUnit, StreamTimes
@@ -92,6 +92,7 @@ class StreamedModel:
     def _place_head(self) -> nn.Parameter | None:
         """Bind or hook the head; its whole weight, where that is resident in one piece."""
         head, units = self._skeleton.head, _units(self.plan, "head_chunk")
+        keep_strides_plain(head)
         meta_VH, bias_V = head.get_parameter("weight"), head._parameters.get("bias")
         chunks = []
         for unit in units:

@@ -144,7 +144,7 @@ def byte_view(tensor: Tensor) -> memoryview:
 
 def page_aligned(num_bytes: int) -> Tensor:
     """A uint8 host tensor in exact size, page-aligned and on huge pages where the kernel has them."""
-    memory = mmap.mmap(-1, max(num_bytes, 1))
+    memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes]
