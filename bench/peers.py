@@ -2,8 +2,8 @@
 
 Each engine runs in a process of its own over the same checkpoint on disk; passes of 1 and 8 tokens, with the page cache
 warm, and cold: all files of all engines are dropped from it before every pass. Rounds over all engines are repeated,
-and the ratio is that of the medians. The engines must agree on the logits. Peers that are not installed are left out by name
-(`pip install -r bench/requirements.txt`).
+and the ratio is that of the medians. The engines must agree on the logits. Peers that are not installed are left out
+by name (`pip install -r bench/requirements.txt`).
 """
 
 import argparse

@@ -11,7 +11,7 @@ from planner.contracts.model_shape import ModelShape
 from planner.contracts.performance import Performance
 from planner.contracts.plan import ChainDraft, Device, Dtype, LinkChoice, MemorySplit, ModelRef, NoDraft, Plan
 from planner.contracts.quantities import format_bytes
-from planner.memory import CUDA_OVERHEAD_BYTES, HOST_OVERHEAD_BYTES, MARGIN_FRAC, activation_bytes
+from planner.memory import CUDA_OVERHEAD_BYTES, MARGIN_FRAC, activation_bytes, host_overhead_bytes
 from planner.placement import choose_sources, host_memory, place_units, smallest_bytes
 
 _PREFILL_CHUNKS_TOKENS = (512, 256, 128, 64, 32, 16)
@@ -51,23 +51,25 @@ def plan_for_budget(target: ModelShape, draft: ModelShape | None, budget: Budget
     is longer than the model's own.
     """
     _check_context(target, wishes)
-    wishes = replace(wishes, prefill_chunk_tokens=_prefill_chunk(target, budget, wishes))
+    wishes = replace(wishes, prefill_chunk_tokens=_prefill_chunk(target, draft, budget, wishes))
     fixed = _fixed_memory(target, draft, wishes)
-    room_bytes = _room_bytes(target, draft, fixed, budget, wishes)
+    _check_draft(draft, fixed, budget, wishes)
+    _check_room(target, fixed, budget, wishes)
+    room_bytes = _room_bytes(target, fixed, budget, wishes)
     placed = place_units(target, room_bytes, wishes.dtype, wishes.num_slots)
-    units, staging = choose_sources(target, placed, wishes.link, budget.host_bytes - HOST_OVERHEAD_BYTES)
+    units, staging = choose_sources(target, placed, wishes.link, budget.host_bytes - fixed.host_overhead_bytes)
     residents = [unit for unit in units if unit.placement == "resident"]
     streamed = [unit for unit in units if unit.placement == "streamed"]
     num_slots = min(wishes.num_slots, len(streamed))
-    memory = _with_margin(
-        fixed.model_copy(
-            update={
-                "residents_bytes": target.rest_bytes(wishes.dtype) + sum(unit.dense_bytes for unit in residents),
-                "slots_bytes": num_slots * max((unit.dense_bytes for unit in streamed), default=0),
-                **host_memory(units, staging),
-            }
-        )
+    memory = fixed.model_copy(
+        update={
+            "residents_bytes": target.rest_bytes(wishes.dtype) + sum(unit.dense_bytes for unit in residents),
+            "slots_bytes": num_slots * max((unit.dense_bytes for unit in streamed), default=0),
+            **host_memory(units, staging),
+        }
     )
+    memory = memory.model_copy(update={"margin_bytes": _margin_bytes(memory.device_bytes)})
+    _check_host(memory, budget)
     return Plan(
         target=ModelRef(name=target.name, fingerprint=target.fingerprint),
         dtype=wishes.dtype,
@@ -104,13 +106,17 @@ def _chain(draft: ModelShape | None, wishes: Wishes) -> NoDraft | ChainDraft:
     return ChainDraft(model=draft.name, fingerprint=draft.fingerprint, draft_len=wishes.draft_len, dtype=wishes.dtype)
 
 
-def _prefill_chunk(target: ModelShape, budget: Budget, wishes: Wishes) -> int:
+def _prefill_chunk(target: ModelShape, draft: ModelShape | None, budget: Budget, wishes: Wishes) -> int:
     """Tokens of a prefill pass: as many as the activations leave room for, since every chunk costs a whole stream."""
     if wishes.prefill_chunk_tokens is not None:
         return min(wishes.prefill_chunk_tokens, wishes.context_tokens)
+    target_bytes = min(budget.device_bytes, budget.target_bytes or budget.device_bytes)
     for num_tokens in _PREFILL_CHUNKS_TOKENS:
-        taken = _activations(target, wishes, num_tokens)
-        if taken <= _PREFILL_BUDGET_FRAC * (budget.target_bytes or budget.device_bytes):
+        asked = replace(wishes, prefill_chunk_tokens=min(num_tokens, wishes.context_tokens))
+        fixed = _fixed_memory(target, draft, asked)
+        room_bytes = _room_bytes(target, fixed, budget, asked)
+        is_small = fixed.activations_bytes <= _PREFILL_BUDGET_FRAC * target_bytes
+        if is_small and room_bytes >= smallest_bytes(target, wishes.dtype, wishes.num_slots):
             break
     return min(num_tokens, wishes.context_tokens)
 
@@ -141,20 +147,36 @@ def _fixed_memory(target: ModelShape, draft: ModelShape | None, wishes: Wishes) 
         host_weights_bytes=0,
         host_embedding_bytes=0,
         host_staging_bytes=0,
-        host_overhead_bytes=HOST_OVERHEAD_BYTES,
+        host_overhead_bytes=host_overhead_bytes(has_draft=draft is not None),
     )
 
 
-def _with_margin(memory: MemorySplit) -> MemorySplit:
-    return memory.model_copy(update={"margin_bytes": math.ceil(memory.device_bytes * MARGIN_FRAC)})
+def _margin_bytes(num_bytes: int) -> int:
+    return math.ceil(num_bytes * MARGIN_FRAC)
 
 
-def _room_bytes(
-    target: ModelShape, draft: ModelShape | None, fixed: MemorySplit, budget: Budget, wishes: Wishes
-) -> int:
-    """Bytes left for slots and residents. Raises: NoFeasiblePlanError, where not even the slots fit."""
-    margin = 1 + MARGIN_FRAC
-    draft_bytes = math.ceil((fixed.draft_bytes + fixed.draft_kv_bytes) * margin)
+def _draft_needs_bytes(fixed: MemorySplit) -> int:
+    num_bytes = fixed.draft_bytes + fixed.draft_kv_bytes
+    return num_bytes + _margin_bytes(num_bytes)
+
+
+def _target_fixed_bytes(target: ModelShape, fixed: MemorySplit, wishes: Wishes) -> int:
+    return fixed.device_bytes - fixed.draft_bytes - fixed.draft_kv_bytes + target.rest_bytes(wishes.dtype)
+
+
+def _room_bytes(target: ModelShape, fixed: MemorySplit, budget: Budget, wishes: Wishes) -> int:
+    """Bytes left for slots and residents; negative where not even the rest fits."""
+    target_bytes = budget.device_bytes - _draft_needs_bytes(fixed)
+    if budget.target_bytes is not None:
+        target_bytes = min(target_bytes, budget.target_bytes)
+    usable_bytes = math.floor(target_bytes / (1 + MARGIN_FRAC))
+    if usable_bytes + _margin_bytes(usable_bytes) > target_bytes:  # by the division's rounding
+        usable_bytes -= 1
+    return usable_bytes - _target_fixed_bytes(target, fixed, wishes)
+
+
+def _check_draft(draft: ModelShape | None, fixed: MemorySplit, budget: Budget, wishes: Wishes) -> None:
+    draft_bytes = _draft_needs_bytes(fixed)
     if draft is not None and budget.draft_bytes is not None and draft_bytes > budget.draft_bytes:
         raise NoFeasiblePlanError(
             f"the draft needs {format_bytes(draft_bytes)} and may take {format_bytes(budget.draft_bytes)}",
@@ -162,21 +184,34 @@ def _room_bytes(
             f"{format_bytes(fixed.draft_kv_bytes)}",
             remedy=f"--draft-memory {_as_flag(draft_bytes)}, a smaller --ctx-size, a smaller draft, or --no-spec",
         )
-    target_bytes = budget.device_bytes - draft_bytes
-    if budget.target_bytes is not None:
-        target_bytes = min(target_bytes, budget.target_bytes)
-    target_fixed = fixed.device_bytes - fixed.draft_bytes - fixed.draft_kv_bytes + target.rest_bytes(wishes.dtype)
-    room_bytes = math.floor(target_bytes / margin) - target_fixed
-    needed_bytes = smallest_bytes(target, wishes.dtype, wishes.num_slots)
-    if room_bytes < needed_bytes:
-        short_bytes = math.ceil((needed_bytes - room_bytes) * margin)
-        raise _does_not_fit(target, fixed, needed_bytes, short_bytes, budget, wishes)
-    return room_bytes
 
 
-def _does_not_fit(
-    target: ModelShape, fixed: MemorySplit, slots_bytes: int, short_bytes: int, budget: Budget, wishes: Wishes
-) -> NoFeasiblePlanError:
+def _check_room(target: ModelShape, fixed: MemorySplit, budget: Budget, wishes: Wishes) -> None:
+    """Raises: NoFeasiblePlanError, where not even the slots fit, with the bytes of each part and what would fit."""
+    slots_bytes = smallest_bytes(target, wishes.dtype, wishes.num_slots)
+    if _room_bytes(target, fixed, budget, wishes) >= slots_bytes:
+        return
+    needed_bytes = _target_fixed_bytes(target, fixed, wishes) + slots_bytes
+    needed_bytes += _margin_bytes(needed_bytes)
+    shortages = {
+        "--target-memory": (budget.target_bytes, needed_bytes),
+        "--device-memory": (budget.device_bytes, needed_bytes + _draft_needs_bytes(fixed)),
+    }
+    short = {flag: (limit, needed) for flag, (limit, needed) in shortages.items() if limit and limit < needed}
+    flags = " and ".join(f"{flag} {_as_flag(needed)}" for flag, (_, needed) in short.items())
+    limit, needed = max(short.values(), key=lambda entry: entry[1] - entry[0])
+    raise NoFeasiblePlanError(
+        f"{target.name} does not fit: {format_bytes(needed - limit)} short of the budget {format_bytes(limit)}",
+        why=f"at the least it takes {_listed_parts(target, fixed, slots_bytes, wishes)}",
+        remedy=", or ".join(
+            [flags, "a smaller --ctx-size"]
+            + ["--slots 1"] * (wishes.num_slots > 1)
+            + ["--no-spec"] * (fixed.draft_bytes > 0)
+        ),
+    )
+
+
+def _listed_parts(target: ModelShape, fixed: MemorySplit, slots_bytes: int, wishes: Wishes) -> str:
     parts = {
         f"{wishes.num_slots} slots": slots_bytes,
         "norms and the like": target.rest_bytes(wishes.dtype),
@@ -186,21 +221,20 @@ def _does_not_fit(
         "draft": fixed.draft_bytes,
         "the draft's KV cache": fixed.draft_kv_bytes,
     }
-    listed = ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
-    remedies = [f"--device-memory {_as_flag(budget.device_bytes + short_bytes)}"]
-    if budget.target_bytes is not None:
-        remedies = [f"--target-memory {_as_flag(budget.target_bytes + short_bytes)} within a --device-memory to match"]
-    remedies.append("a smaller --ctx-size")
-    if wishes.num_slots > 1:
-        remedies.append("--slots 1")
-    if fixed.draft_bytes:
-        remedies.append("--no-spec")
-    return NoFeasiblePlanError(
-        f"{target.name} does not fit: {format_bytes(short_bytes)} short of the budget "
-        f"{format_bytes(budget.target_bytes or budget.device_bytes)}",
-        why=f"at the least it takes {listed}",
-        remedy=", or ".join(remedies),
-    )
+    return ", ".join(f"{name} {format_bytes(size)}" for name, size in parts.items() if size)
+
+
+def _check_host(memory: MemorySplit, budget: Budget) -> None:
+    """Raises: NoFeasiblePlanError, where the host may not take what no plan can do without."""
+    if memory.host_bytes > budget.host_bytes:
+        raise NoFeasiblePlanError(
+            f"the plan needs {format_bytes(memory.host_bytes)} of host memory and may take "
+            f"{format_bytes(budget.host_bytes)}",
+            why=f"overhead {format_bytes(memory.host_overhead_bytes)}, buffers between disk and link "
+            f"{format_bytes(memory.host_staging_bytes)}",
+            remedy=f"--host-memory {_as_flag(memory.host_bytes)}, a smaller --device-memory where both are of one "
+            "machine, or --link disk",
+        )
 
 
 def _as_flag(num_bytes: int) -> str:

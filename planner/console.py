@@ -1,5 +1,7 @@
 """What the commands share: errors in three lines with their exit codes, signals, and the result alone on stdout."""
 
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -30,37 +32,62 @@ def run(app: typer.Typer) -> NoReturn:
     """Run a command line to its exit code; the first signal ends it in order, a second one at once."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _on_signal)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a locale without the text's characters is no reason to lose it
+    code = _exit_code(app)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _on_second_signal)  # nothing is left to end in order
+    sys.exit(_flushed(code))
+
+
+def _exit_code(app: typer.Typer) -> int:
     try:
+        _check_stdout()
         app()
-        code = 0
     except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
+        if isinstance(stop.__context__, BrokenPipeError):  # typer and rich make a 1 of it
+            return 128 + signal.SIGPIPE
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except InterruptedBySignalError as interrupt:
-        code = interrupt.exit_code
+        return interrupt.exit_code
     except DraftstreamError as error:
-        code = _report(error)
+        return _report(error)
     except BrokenPipeError:
-        code = 128 + signal.SIGPIPE  # whoever read stdout has gone
+        return 128 + signal.SIGPIPE  # whoever read stdout has gone
     except (MemoryError, RuntimeError, OSError) as error:
         if not _is_out_of_memory(error) and not isinstance(error, OSError):
             raise
-        code = _report(
-            ResourceFailureError(
-                "the system failed the run",
-                why=(str(error).strip().splitlines() or [type(error).__name__])[0],
-                remedy="free memory or disk, or plan with smaller budgets",
-            )
+        return _report(_system_failure(error))
+    return 0
+
+
+def _flushed(code: int) -> int:
+    """The exit code, once everything is written; output that nobody reads any more is dropped without a complaint."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            if code == 0:
+                is_gone = isinstance(error, BrokenPipeError)
+                code = 128 + signal.SIGPIPE if is_gone else _report(_system_failure(error))
+    return code
+
+
+def _system_failure(error: Exception) -> ResourceFailureError:
+    return ResourceFailureError(
+        "the system failed the run",
+        why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+        remedy="free memory or disk, or plan with smaller budgets",
+    )
+
+
+def _check_stdout() -> None:
+    if sys.stdout is None:
+        raise ResourceFailureError(
+            "stdout is closed", why="the result goes there", remedy="send it to a file or a pipe"
         )
-    _finish(code)
-
-
-def _finish(code: int) -> NoReturn:
-    """End the process; output that nobody reads any more is dropped without a complaint."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(code)
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
@@ -76,8 +103,15 @@ def _on_second_signal(number: int, _frame: FrameType | None) -> None:
 def _report(error: DraftstreamError) -> int:
     if os.environ.get(_DEBUG):
         traceback.print_exception(error)
-    sys.stderr.write(f"error: {error}\n")
+    lines = (f"error: {error.what}", f"  why: {error.why}", f"  try: {error.remedy}")
+    with contextlib.suppress(OSError, AttributeError):  # stderr is full, or closed: the exit code has to say it
+        sys.stderr.write("".join(f"{_printable(line)}\n" for line in lines))
     return error.exit_code
+
+
+def _printable(line: str) -> str:
+    """The line with control characters escaped: names out of a stranger's files must not steer the terminal."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

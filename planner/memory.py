@@ -8,7 +8,8 @@ from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import DTYPE_BYTES, Dtype
 
 CUDA_OVERHEAD_BYTES = 640 * 2**20  # context, kernels and library workspaces; estimated
-HOST_OVERHEAD_BYTES = 8 * 2**20  # tokenizer, threads and allocator slack
+HOST_OVERHEAD_BYTES = 24 * 2**20  # on the host: kernels made for the target's shapes, tokenizer, threads
+DRAFT_HOST_OVERHEAD_BYTES = 12 * 2**20  # the same, of a draft
 MARGIN_FRAC = 0.01
 
 _FLOAT32_BYTES = 4
@@ -32,6 +33,11 @@ def activation_bytes(
     mlp = 3 * num_mlp_tokens * shape.intermediate_size * item
     logits = num_logit_rows * shape.vocab_size * (2 * item + 2 * _FLOAT32_BYTES)
     return residual + max(projections + repeated_keys + mask + scores, mlp, logits)
+
+
+def host_overhead_bytes(*, has_draft: bool) -> int:
+    """Bytes of host memory beside weights; measured on a CPU with the demo pair and with a 1.9 GB model."""
+    return HOST_OVERHEAD_BYTES + (DRAFT_HOST_OVERHEAD_BYTES if has_draft else 0)
 
 
 def _is_eager(shape: ModelShape) -> bool:

@@ -5,6 +5,7 @@ With the command line, the one module of the runtime that may ask the planner, w
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,8 +31,9 @@ from runtime.trace import Trace
 if TYPE_CHECKING:
     from planner.budget import Budget
 
-__all__ = ["Engine", "Generation", "Limits", "Token", "load", "make_plan", "prompt_tokens", "stream"]
+__all__ = ["Engine", "Generation", "Limits", "Token", "context_for", "load", "make_plan", "prompt_tokens", "stream"]
 
+_CPU_DEVICE, _CUDA_DEVICE = re.compile("cpu"), re.compile(r"cuda:\d{1,3}")
 DEFAULT_CONTEXT_TOKENS = 4096
 DEFAULT_DRAFT_LEN = 4
 _DEFAULT_HEADROOM_BYTES = 2**30
@@ -56,7 +58,13 @@ def prompt_tokens(
     target: str | Path, prompt: str, *, is_chat: bool | None = None, system: str | None = None
 ) -> list[int]:
     """The tokens of a prompt, before the model is loaded; see `encode_prompt`."""
-    return encode_prompt(load_tokenizer(model_folder(str(target))), prompt, is_chat=is_chat, system=system)
+    folder = open_model_folder(model_folder(str(target)))  # what is no model is refused as such, not for its tokenizer
+    return encode_prompt(load_tokenizer(folder.path), prompt, is_chat=is_chat, system=system)
+
+
+def context_for(target: str | Path, num_prompt_tokens: int, max_tokens: int) -> int:
+    """Tokens of a context that holds the prompt and what may follow, as far as the model's own context goes."""
+    return min(num_prompt_tokens + max_tokens, _shape(target).max_context_tokens)
 
 
 def make_plan(
@@ -122,7 +130,7 @@ def load(
     elif not isinstance(plan, Plan):
         plan = Plan.read(Path(plan))
     _check_draft_kind(plan)
-    device = torch.device(plan.devices[0].name)
+    device = _device_of(plan)
     _check_fits_machine(plan, device)
     folder = _folder_of_plan(str(target or plan.target.name), plan.target.fingerprint, "target")
     draft_folder = None
@@ -152,7 +160,7 @@ def stream(
         plan = make_plan(target)
     elif not isinstance(plan, Plan):
         plan = Plan.read(Path(plan))
-    _check_fits_machine(plan, torch.device(plan.devices[0].name))
+    _check_fits_machine(plan, _device_of(plan))
     folder = _folder_of_plan(str(target), plan.target.fingerprint, "target")
     streamed = _open(folder, plan, replace_modules, None)
     streamed.model.streamed = streamed
@@ -221,6 +229,25 @@ def _check_draft_kind(plan: Plan) -> None:
             why="this version does not implement it",
             remedy="plan again with a chain draft, or without a draft",
         )
+    if isinstance(plan.draft, ChainDraft) and plan.draft.device != 0:
+        raise PlanMismatchError(
+            f"the plan drafts on device {plan.draft.device} of its list",
+            why="this version drafts where the target computes, on device 0",
+            remedy="plan again on this machine",
+        )
+
+
+def _device_of(plan: Plan) -> torch.device:
+    """The device that the plan computes on. Raises: PlanMismatchError, where its link does not lead there."""
+    name = plan.devices[0].name
+    expected = _CUDA_DEVICE if isinstance(plan.link, CudaLink) else _CPU_DEVICE
+    if not expected.fullmatch(name):
+        raise PlanMismatchError(
+            f"the plan computes on {name} over the link {plan.link.kind}",
+            why="the link cuda leads to a device such as cuda:0, and every other link to cpu",
+            remedy="plan again on this machine",
+        )
+    return torch.device(name)
 
 
 def _check_device(device: torch.device) -> None:

@@ -1,9 +1,11 @@
 """A decoder with its cache: feed tokens, get rows of logits, forget tokens again. Target and draft alike."""
 
+import inspect
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from runtime.kv_cache import KvCache
 from runtime.model import StreamedModel
@@ -17,6 +19,8 @@ class CachedModel:
         self.streamed = streamed
         self.context_tokens = context_tokens
         self._cache = KvCache(streamed.model.config, context_tokens)
+        self._takes_positions = "position_ids" in inspect.signature(streamed.model.forward).parameters
+        self._continues_by_one = _continues_by_one(streamed.model)
 
     @property
     def num_seen(self) -> int:
@@ -34,9 +38,19 @@ class CachedModel:
 
         Raises: SelfCheckError, where a logit is not a number.
         """
-        input_ids = torch.tensor([tokens], device=self.streamed.link.device)
+        if self._continues_by_one and self.num_seen > 0 and len(tokens) > 1:
+            return torch.cat([self.forward([token], 1) for token in tokens][-num_rows:])
+        device = self.streamed.link.device
+        positions = {}
+        if self._takes_positions:  # some models count from 0 in every pass unless told
+            first = self.num_seen
+            positions["position_ids"] = torch.arange(first, first + len(tokens), device=device)[None]
         output = self.streamed.model(
-            input_ids=input_ids, past_key_values=self._cache, use_cache=True, logits_to_keep=num_rows
+            input_ids=torch.tensor([tokens], device=device),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=num_rows,
+            **positions,
         )
         logits_RV: Tensor = output.logits[0]
         check_finite(logits_RV)
@@ -52,3 +66,11 @@ class CachedModel:
             self._cache.drop_all()
         else:
             self._cache = KvCache(self.streamed.model.config, self.context_tokens)
+
+
+def _continues_by_one(model: PreTrainedModel) -> bool:
+    """Whether a pass of several tokens would forget those before it: transformers' Mamba-1 scans from zero.
+
+    Its state matrix is two-dimensional, as no later recurrence's is.
+    """
+    return any(name.endswith(".A_log") and parameter.ndim == 2 for name, parameter in model.named_parameters())

@@ -25,7 +25,9 @@ EPILOG = (
     "anything is loaded."
 )
 
-app = typer.Typer(help="Run a model that is larger than its device's memory.", pretty_exceptions_enable=False)
+app = typer.Typer(
+    help="Run a model that is larger than its device's memory.", epilog=EPILOG, pretty_exceptions_enable=False
+)
 
 
 @app.callback()
@@ -38,17 +40,20 @@ def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; - or nothing reads stdin.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
     target: Annotated[
-        str | None, typer.Option("--target", "-m", help="Folder or hub id (owner/name@revision).; the demo if left out")
+        str | None, typer.Option("--target", "-m", help="Folder or hub id (owner/name@revision); the demo if left out.")
     ] = None,
     draft: Annotated[str | None, typer.Option("--draft", "-md", help="A small model with the same tokenizer.")] = None,
     no_spec: Annotated[bool, typer.Option("--no-spec", help="Never draft.")] = False,
     draft_len: Annotated[
-        int, typer.Option("--draft-len", "--num-speculative-tokens", min=1, max=64, help="Tokens drafted a round.")
-    ] = 4,
+        int | None,
+        typer.Option(
+            "--draft-len", "--num-speculative-tokens", min=1, max=64, help="Tokens drafted a round; 4 if left out."
+        ),
+    ] = None,
     plan: Annotated[Path | None, typer.Option(help="Run this plan; it decides models, memory and link.")] = None,
     ctx_size: Annotated[
         int | None,
-        typer.Option("--ctx-size", "-c", min=2, help="Tokens of prompt and text.; as many as needed if left out"),
+        typer.Option("--ctx-size", "-c", min=2, help="Tokens of prompt and text; as many as needed if left out."),
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens to write at most.")] = 256,
     dtype: Annotated[
@@ -58,7 +63,9 @@ def generate(
         str | None,
         typer.Option(help="disk, disk:cached, disk:direct, cuda, or emulated:2GB/s."),
     ] = None,
-    slots: Annotated[int, typer.Option(min=1, max=16, help="Buffers that streamed layers pass through.")] = 2,
+    slots: Annotated[
+        int | None, typer.Option(min=1, max=16, help="Buffers that streamed layers pass through; 2 if left out.")
+    ] = None,
     device_memory: Annotated[str | None, typer.Option(help="For target and draft together, such as 12GiB.")] = None,
     target_memory: Annotated[str | None, typer.Option(help="Cap for the target.")] = None,
     draft_memory: Annotated[str | None, typer.Option(help="Cap for the draft.")] = None,
@@ -73,7 +80,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Repeat a run that samples.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
     chat: Annotated[
-        bool | None, typer.Option("--chat/--raw", help="Prompt as a chat turn.; a chat if the model has a template")
+        bool | None, typer.Option("--chat/--raw", help="Prompt as a chat turn; a chat if the model has a template.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt of a chat.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads that compute.")] = None,
@@ -85,16 +92,29 @@ def generate(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No statistics.")] = False,
 ) -> None:
     """Continue a prompt: the text goes to stdout, statistics to stderr."""
-    planned = (target, draft, no_spec, ctx_size, dtype, link, device_memory, target_memory, draft_memory, host_memory)
-    if plan is not None and any(planned):
-        raise UsageError(
-            "--plan decides the models, the memory and the link",
-            why="another option names one of them too",
-            remedy="leave the other option out, or plan again with it",
-        )
+    if plan is not None:
+        planned = {
+            "--target": target,
+            "--draft": draft,
+            "--no-spec": no_spec or None,
+            "--draft-len": draft_len,
+            "--ctx-size": ctx_size,
+            "--dtype": dtype,
+            "--link": link,
+            "--slots": slots,
+            "--device-memory": device_memory,
+            "--target-memory": target_memory,
+            "--draft-memory": draft_memory,
+            "--host-memory": host_memory,
+            "--headroom": headroom,
+        }
+        _refuse_beside_plan([name for name, value in planned.items() if value is not None])
     text = _read_prompt(prompt, file)
+    for name, given in (("the prompt", text), ("--system", system or ""), *(("--stop", end) for end in stop or ())):
+        _check_is_text(name, given)
 
-    from runtime.api import Limits, load, make_plan, prompt_tokens
+    from runtime.api import DEFAULT_DRAFT_LEN, Limits, context_for, load, make_plan, prompt_tokens
+    from runtime.engine import check_prompt_fits
     from runtime.sampling import SamplingSettings
     from runtime.trace import Trace
 
@@ -113,15 +133,16 @@ def generate(
             limits=Limits(
                 device=device_memory, target=target_memory, draft=draft_memory, host=host_memory, headroom=headroom
             ),
-            context_tokens=ctx_size or len(tokens) + max_tokens,
-            draft_len=draft_len,
-            num_slots=slots,
+            context_tokens=ctx_size or context_for(target, len(tokens), max_tokens),
+            draft_len=draft_len or DEFAULT_DRAFT_LEN,
+            num_slots=slots or 2,
             dtype=dtype,
             link=link,
         )
     else:
         settled = Plan.read(plan)
         tokens = prompt_tokens(settled.target.name, text, is_chat=chat, system=system)
+    check_prompt_fits(len(tokens), settled.context_tokens)
     tracer = None if trace is None else Trace()
     with load(plan=settled, trace=tracer) as engine:
         generation = engine.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop or (), verify=verify)
@@ -144,20 +165,37 @@ def generate(
         )
 
 
+def _refuse_beside_plan(options: list[str]) -> None:
+    if options:
+        raise UsageError(
+            "--plan decides the models, the memory and the link",
+            why=f"{', '.join(options)} would decide them too",
+            remedy="leave that out, or plan again with it",
+        )
+
+
+def _check_is_text(name: str, text: str) -> None:
+    """Raises: BadInputError, where the shell passed bytes that are no UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise BadInputError(f"{name} is not UTF-8 text", why=str(error), remedy="write it in UTF-8") from error
+
+
 def _read_prompt(prompt: str | None, file: Path | None) -> str:
     """The prompt from the argument, the file or stdin; exactly one of them."""
     if prompt is not None and file is not None:
         raise UsageError("two prompts", why="an argument and --file were given", remedy="give one of them")
     if file is not None:
         try:
-            return file.read_text(encoding="utf-8")
+            return file.read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInputError(
                 f"cannot read the prompt file {file}", why=str(error), remedy="name a text file in UTF-8"
             ) from error
     if prompt is not None and prompt != "-":
         return prompt
-    if prompt is None and sys.stdin.isatty():
+    if sys.stdin is None or (prompt is None and sys.stdin.isatty()):
         raise UsageError("no prompt", why="neither text nor --file was given", remedy='runtime generate "some text"')
     try:
         return sys.stdin.buffer.read().decode("utf-8")

@@ -41,9 +41,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token, and the text that became final with it."""
+    """One token, and the text that became final with it.
 
-    token_id: int
+    `token_id` is None for text that was held back until an end token, which is not given out itself.
+    """
+
+    token_id: int | None
     text: str
 
 
@@ -174,12 +177,7 @@ class Generation:
             )
         else:
             tokens = list(request.prompt)
-        if not 0 < len(tokens) < self._engine.plan.context_tokens:
-            raise BadInputError(
-                f"the prompt of {len(tokens)} tokens cannot be continued",
-                why=f"the plan's context is {self._engine.plan.context_tokens} tokens, the new ones included",
-                remedy="shorten the prompt, or plan with a larger --ctx-size",
-            )
+        check_prompt_fits(len(tokens), self._engine.plan.context_tokens)
         return tokens
 
     def _decode(self, first: int) -> Iterator[Token]:
@@ -203,37 +201,31 @@ class Generation:
             yield from self._emit(entry.tokens)
             if self._is_finished():
                 return
-        record.finish_reason = "length" if len(self._emitted) >= request.max_tokens else "context"
-        yield from self._rest()
 
     def _emit(self, tokens: Sequence[int]) -> Iterator[Token]:
         for token in tokens:
-            if token in self._engine.end_tokens:
-                self._finish("stop")
-                yield from self._rest()
-                return
-            self._emitted.append(token)
-            self._record.generated_tokens += 1
-            text = self._text.push(token)
+            is_end = token in self._engine.end_tokens
+            text = "" if is_end else self._text.push(token)
+            if not is_end:
+                self._emitted.append(token)
+                self._record.generated_tokens += 1
+            self._record.finish_reason = self._finish_reason(is_end)
+            if self._is_finished():
+                text += self._text.finish()
             self._record.text += text
-            yield Token(token, text)
-            if self._text.is_stopped:
-                self._finish("stop")
-                return
-            if len(self._emitted) >= self._request.max_tokens:
-                self._finish("length")
-                yield from self._rest()
+            if text or not is_end:
+                yield Token(None if is_end else token, text)
+            if self._is_finished():
                 return
 
-    def _rest(self) -> Iterator[Token]:
-        """Text that was held back, once nothing follows."""
-        text = self._text.finish()
-        if text:
-            self._record.text += text
-            yield Token(self._emitted[-1], text)
-
-    def _finish(self, reason: FinishReason) -> None:
-        self._record.finish_reason = reason
+    def _finish_reason(self, is_end: bool) -> FinishReason:
+        """What ends the text with the token emitted last; "interrupted" while nothing does."""
+        if is_end or self._text.is_stopped:
+            return "stop"
+        if len(self._emitted) >= self._request.max_tokens:
+            return "length"
+        is_full = len(self._prompt) + len(self._emitted) >= self._engine.plan.context_tokens
+        return "context" if is_full else "interrupted"
 
     def _is_finished(self) -> bool:
         return self._record.finish_reason != "interrupted"
@@ -242,6 +234,16 @@ class Generation:
         """Rows of logits that fit into what the plan has for activations."""
         plan, vocab_size = self._engine.plan, self._engine.target.streamed.vocab_size
         return max(2, min(_MOST_SCORED_ROWS, plan.memory.activations_bytes // (vocab_size * _LOGIT_BYTES)))
+
+
+def check_prompt_fits(num_tokens: int, context_tokens: int) -> None:
+    """Raises: BadInputError, where a prompt of so many tokens leaves no room in the context for a token after it."""
+    if not 0 < num_tokens < context_tokens:
+        raise BadInputError(
+            f"the prompt of {num_tokens} tokens cannot be continued",
+            why=f"the context is {context_tokens} tokens, the new ones included",
+            remedy="shorten the prompt, or plan with a larger --ctx-size",
+        )
 
 
 def _draft_context(plan: Plan, draft: StreamedModel) -> int:

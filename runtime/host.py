@@ -46,18 +46,23 @@ class MemoryGauge:
         self._device = device
         _run_one_layer(device, dtype)
         _reset_peak()
-        self._host_before = _field_bytes(Path("/proc/self/status"), "VmRSS")
+        self._host_before = process_bytes("VmRSS")
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
 
     def peaks(self) -> "MemoryPeaks":
         """Peaks above the start."""
-        taken = max(0, _field_bytes(Path("/proc/self/status"), "VmHWM") - self._host_before)
+        taken = max(0, process_bytes("VmHWM") - self._host_before)
         if self._device.type == "cpu":
             return MemoryPeaks(device_bytes=None, host_bytes=None, total_bytes=taken)
         return MemoryPeaks(
             device_bytes=int(torch.cuda.max_memory_reserved(self._device)), host_bytes=taken, total_bytes=None
         )
+
+
+def process_bytes(field: str) -> int:
+    """Bytes of this process by the kernel's name for them: VmRSS resident now, VmHWM at the peak."""
+    return _field_bytes(Path("/proc/self/status"), field)
 
 
 @torch.inference_mode()

@@ -30,6 +30,7 @@ class PreallocatedLayer(CacheLayerMixin):
         super().__init__()
         self.num_seen = 0
         self._num_kept = 0
+        self._context_tokens = context_tokens
         self._window_tokens = window_tokens
         self._capacity_tokens = kv_capacity_tokens(context_tokens, window_tokens)
         if window_tokens is not None:
@@ -47,14 +48,15 @@ class PreallocatedLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
         """Append the tokens' keys and values; returns views of all that these tokens may attend to.
 
-        Raises: RuntimeError, where a full-attention layer would exceed the context.
+        Raises: RuntimeError, where they would exceed the context.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         num_new, num_visible = key_states.shape[-2], self._num_visible()
+        if self.num_seen + num_new > self._context_tokens:
+            raise RuntimeError(f"the context of {self._context_tokens} tokens is full")
         if self._num_kept + num_new > self._capacity_tokens:
-            if self._window_tokens is None:
-                raise RuntimeError(f"the context of {self._capacity_tokens} tokens is full")
+            assert self._window_tokens is not None
             self._move_to_front(min(self._num_kept, self._window_tokens - 1 + KV_SLACK_TOKENS))
             if self._num_kept + num_new > self._capacity_tokens:
                 return self._append_beyond(key_states, value_states)

@@ -200,11 +200,11 @@ class StreamedModel:
 def all_resident(plan: Plan, skeleton: Skeleton) -> Plan:
     """The plan's twin in which nothing streams, for a draft or for comparison; its memory split is not changed."""
     num_rows = skeleton.head.get_parameter("weight").shape[0]
-    common = {"placement": "resident", "source": "disk", "wire_bytes": 0, "dense_bytes": 0}
+    first = Unit(kind="layer", index=0, placement="resident", source="disk", wire_bytes=0, dense_bytes=0)
     units = [
-        Unit(kind="embedding", index=0, **common),
-        *(Unit(kind="layer", index=index, **common) for index in range(len(skeleton.layers))),
-        Unit(kind="head_chunk", index=0, rows=(0, num_rows), **common),
+        first.model_copy(update={"kind": "embedding"}),
+        *(first.model_copy(update={"index": index}) for index in range(len(skeleton.layers))),
+        first.model_copy(update={"kind": "head_chunk", "rows": (0, num_rows)}),
     ]
     return plan.model_copy(update={"units": tuple(units), "slots": 0, "staging": None})
 

@@ -1,6 +1,5 @@
 """A transformers decoder without weights: parameters on meta, buffers real, its own forward untouched."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
 from planner.contracts.errors import BadInputError
-from planner.contracts.model_folder import ModelFolder, has_remote_code
+from planner.contracts.model_folder import MAX_CONFIG_BYTES, ModelFolder, has_remote_code
 from planner.contracts.plan import Dtype
+from planner.contracts.untrusted_files import read_json_object
 
 DTYPES: dict[Dtype, torch.dtype] = {
     "bf16": torch.bfloat16,
@@ -19,6 +19,8 @@ DTYPES: dict[Dtype, torch.dtype] = {
     "fp32": torch.float32,
     "fp64": torch.float64,
 }
+
+_GENERATION_CONFIG = "generation_config.json"
 
 ReplaceModules = Callable[[PreTrainedModel], object]
 
@@ -47,7 +49,7 @@ def read_config(folder: ModelFolder) -> PretrainedConfig:
     """
     try:
         config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False, local_files_only=True)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, StrictDataclassError) as error:
+    except Exception as error:  # a stranger's numbers; the configurations fail on them in many ways
         raise BadInputError(
             f"the model in {folder.path} cannot be built",
             why="it needs code of its own, which is never run"
@@ -68,16 +70,18 @@ def build_skeleton(folder: ModelFolder, dtype: Dtype, replace_modules: ReplaceMo
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except Exception as error:  # a stranger's numbers; the architectures fail on them in many ways
         raise BadInputError(
             f"the model in {folder.path} cannot be built",
             why=_first_line(error),
             remedy="use a causal language model whose architecture transformers ships",
         ) from error
     model.eval().requires_grad_(False)
+    if dtype == "fp64":
+        model.set_experts_implementation("eager")  # torch has no grouped product of float64 matrices
     _make_buffers(model)
-    with contextlib.suppress(OSError):
-        model.generation_config = GenerationConfig.from_pretrained(folder.path, local_files_only=True)
+    if (folder.path / _GENERATION_CONFIG).exists():
+        model.generation_config = _generation_config(folder)
     if replace_modules is not None:
         _replace(model, replace_modules)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -96,6 +100,19 @@ def build_skeleton(folder: ModelFolder, dtype: Dtype, replace_modules: ReplaceMo
         head_name=names[head],
         head=head,
     )
+
+
+def _generation_config(folder: ModelFolder) -> GenerationConfig:
+    """The folder's generation settings, which tell the tokens that end a text."""
+    read_json_object(folder.path / _GENERATION_CONFIG, max_bytes=MAX_CONFIG_BYTES)
+    try:
+        return GenerationConfig.from_pretrained(folder.path, local_files_only=True)
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, StrictDataclassError) as error:
+        raise BadInputError(
+            f"the generation settings in {folder.path} cannot be read",
+            why=_first_line(error),
+            remedy=f"download {_GENERATION_CONFIG} of the model again, or remove it",
+        ) from error
 
 
 def _first_line(error: Exception) -> str:

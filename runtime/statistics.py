@@ -9,10 +9,13 @@ from planner.contracts.performance import LinkSplit, Performance, RoundSplit
 from planner.contracts.quantities import format_bytes, format_bytes_per_s, format_s, format_tokens_per_s
 from planner.contracts.report import Report, VerifyResult
 
+_UNWRAPPED_COLUMNS = 2000  # in a file or a pipe, each figure stays on one line
+
 
 def show_statistics(report: Report) -> None:
     """Print the block; without colour where stderr is not a terminal or NO_COLOR is set."""
-    console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    width = None if sys.stderr.isatty() else _UNWRAPPED_COLUMNS
+    console = Console(stderr=True, highlight=False, width=width)
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from planner.contracts.errors import BadInputError, UsageError
+from planner.contracts.untrusted_files import shown
 
 _REPLACEMENT = "\ufffd"
 
@@ -21,7 +22,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except Exception as error:  # the tokenizers library raises plain Exceptions for what it cannot parse
         raise BadInputError(
             f"the tokenizer in {folder} cannot be read",
             why=(str(error).strip().splitlines() or [type(error).__name__])[0],
@@ -51,10 +52,14 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> fr
     """All tokens that end a text: of the generation settings, the configuration and the tokenizer."""
     ends: set[int] = set()
     for value in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
-        if isinstance(value, int):
-            ends.add(value)
-        elif value is not None:
-            ends.update(int(token) for token in value)
+        tokens = value if isinstance(value, list | tuple) else () if value is None else (value,)
+        if not all(isinstance(token, int) for token in tokens):
+            raise BadInputError(
+                "the model does not say which tokens end a text",
+                why=f"eos_token_id is {shown(value)}",
+                remedy="download config.json and generation_config.json of the model again",
+            )
+        ends.update(tokens)
     return frozenset(ends)
 
 
@@ -75,7 +80,7 @@ def encode_prompt(
     if has_template and is_chat is not False:
         turns = [] if system is None else [{"role": "system", "content": system}]
         turns.append({"role": "user", "content": prompt})
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = _chat_text(tokenizer, turns)
         tokens = tokenizer.encode(text, add_special_tokens=False)
     else:
         tokens = tokenizer.encode(prompt)
@@ -84,6 +89,17 @@ def encode_prompt(
     if not tokens:
         raise BadInputError("the prompt is empty", why="it holds no token", remedy="give a prompt of some text")
     return list(tokens)
+
+
+def _chat_text(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]]) -> str:
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # the template is a program of the model's authors, and fails as it likes
+        raise BadInputError(
+            "the model's chat template refused the prompt",
+            why=(str(error).strip().splitlines() or [type(error).__name__])[0],
+            remedy="leave out --system, or use --raw and write the prompt as the text to continue",
+        ) from error
 
 
 class TextStream:

@@ -1,7 +1,7 @@
 """What every file that crosses a boundary has in common: frozen, no unknown fields, a schema version, atomic writes."""
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import Literal, Self
 
@@ -13,9 +13,9 @@ MAX_FILE_BYTES = 10 * 2**20
 
 
 class Contract(BaseModel):
-    """A frozen record; an unknown field or a number that is not finite is an error."""
+    """A frozen record; an unknown field, a value of another type or a number that is not finite is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class ContractFile(Contract):
@@ -63,22 +63,27 @@ class ContractFile(Contract):
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file's content in one step.
+    """Replace the file's content in one step; a link keeps leading to its file, pipes and devices are written to.
 
     Raises: ResourceFailureError, where the folder is missing, not writable or full.
     """
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".tmp-{path.name}-")
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8")
+            return
+        place = path.resolve()
+        temporary = place.with_name(f".tmp-{secrets.token_hex(8)}")
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            Path(temporary).replace(path)
+            temporary.replace(place)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise ResourceFailureError(
             f"cannot write {path}", why=str(error), remedy="name a folder that exists, is writable and has room"
         ) from error

@@ -17,6 +17,7 @@ from planner.contracts.errors import BadInputError
 from planner.contracts.model_folder import fingerprint, open_model_folder
 from planner.contracts.plan import DTYPE_BYTES, Dtype
 from planner.contracts.safetensors_header import TensorEntry
+from planner.contracts.untrusted_files import shown
 
 REGION_ALIGN_BYTES = 256
 KV_SLACK_TOKENS = 128  # a sliding window keeps so many more, so that rejected tokens can be rolled back
@@ -24,9 +25,10 @@ KV_SLACK_TOKENS = 128  # a sliding window keeps so many more, so that rejected t
 LayerKind = Literal["full", "sliding", "recurrent"]
 
 _STORED_DTYPES: dict[str, Dtype] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
-_LAYER = re.compile(r"^(?P<prefix>.*?)\.(?P<index>\d+)\.(?P<rest>.+)$")
+_LAYER = re.compile(r"^(?P<prefix>.*?)\.(?P<index>[0-9]{1,9})\.(?P<rest>.+)$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
+_RECURRENCE = re.compile(r"\.A_log$")  # the decay of a Mamba or a gated delta rule; not every config names such layers
 _OTHER_TOWERS = ("vision", "visual", "audio", "multi_modal", "image", "mtp.")
 
 
@@ -83,13 +85,18 @@ class ModelShape(ContractFile):
         """
         model = open_model_folder(folder)
         text = _text_config(model.config)
-        tensors = _Grouped.of(model.tensors.values(), _integer(text, "num_hidden_layers"))
-        num_heads = _integer(text, "num_attention_heads")
-        num_kv_heads = _integer(text, "num_key_value_heads", num_heads)
-        head_dim = _integer(text, "head_dim", _integer(text, "hidden_size") // num_heads)
-        if "kv_lora_rank" in text:  # latent attention is cached expanded, keys and values of different width
-            key_dim = _integer(text, "qk_nope_head_dim") + _integer(text, "qk_rope_head_dim")
-            key_values, queries = num_heads * (key_dim + _integer(text, "v_head_dim")), num_heads * key_dim
+        tensors = _Grouped.of(model.tensors.values(), _size(text, "num_hidden_layers"))
+        vocab_size, head = _size(text, "vocab_size"), tensors.head or tensors.embedding
+        if head.num_params == 0 or head.num_params % vocab_size:
+            raise _other_decoder(f"vocab_size is {vocab_size}, and the head has {head.num_params} parameters")
+        num_heads = _size(text, "num_attention_heads")
+        num_kv_heads = _size(text, "num_key_value_heads", num_heads)
+        head_dim = _size(text, "head_dim", _size(text, "hidden_size") // num_heads)
+        if text.get("kv_lora_rank") is not None:  # latent attention: cached compressed, one for all heads
+            rope_dim = _integer(text, "qk_rope_head_dim")
+            key_values = _size(text, "kv_lora_rank") + rope_dim
+            # A pass expands the context: keys, a copy of them with their positions, and values, in two such widths.
+            queries = num_heads * (_size(text, "qk_nope_head_dim") + rope_dim + _size(text, "v_head_dim") // 2)
         else:
             key_values, queries = 2 * num_kv_heads * head_dim, num_heads * head_dim
         return cls(
@@ -97,22 +104,28 @@ class ModelShape(ContractFile):
             fingerprint=fingerprint(model),
             model_type=str(text.get("model_type", model.config["model_type"])),
             stored_dtype=_stored_dtype(folder, model.tensors.values()),
-            hidden_size=_integer(text, "hidden_size"),
-            intermediate_size=_integer(text, "intermediate_size", 4 * _integer(text, "hidden_size")),
-            vocab_size=_integer(text, "vocab_size"),
+            hidden_size=_size(text, "hidden_size"),
+            intermediate_size=_size(text, "intermediate_size", 4 * _size(text, "hidden_size")),
+            vocab_size=vocab_size,
             num_heads=num_heads,
             key_values_per_token=key_values,
             query_values_per_token=queries,
             num_experts=_first_integer(text, ("num_local_experts", "num_experts", "n_routed_experts"), 0),
             experts_per_token=_integer(text, "num_experts_per_tok", 0),
-            max_context_tokens=_integer(text, "max_position_embeddings"),
+            max_context_tokens=_size(text, "max_position_embeddings"),
             is_tied=tensors.head is None or bool(text.get("tie_word_embeddings", False)),
             layers=tuple(
-                LayerShape(tensors=_counted(layer), kind=kind, window_tokens=window)
-                for layer, (kind, window) in zip(tensors.layers, _attention_kinds(text), strict=True)
+                LayerShape(
+                    tensors=_counted(layer),
+                    kind="recurrent" if index in tensors.recurrent else kind,
+                    window_tokens=window,
+                )
+                for index, (layer, (kind, window)) in enumerate(
+                    zip(tensors.layers, _attention_kinds(text), strict=True)
+                )
             ),
             embedding_params=tensors.embedding.num_params,
-            head_params=(tensors.head or tensors.embedding).num_params,
+            head_params=head.num_params,
             rest=_counted(tensors.rest),
         )
 
@@ -156,6 +169,7 @@ class _Grouped(Contract):
     """A checkpoint's tensors, each where it belongs."""
 
     layers: tuple[tuple[int, ...], ...]
+    recurrent: frozenset[int]
     rest: tuple[int, ...]
     embedding: TensorGroup
     head: TensorGroup | None
@@ -163,8 +177,11 @@ class _Grouped(Contract):
     @classmethod
     def of(cls, entries: Iterable[TensorEntry], num_layers: int) -> Self:
         text = [entry for entry in entries if not any(tower in entry.name for tower in _OTHER_TOWERS)]
+        if num_layers > len(text):
+            raise _other_decoder(f"num_hidden_layers is {num_layers}, and it has {len(text)} tensors")
         prefix = _layer_prefix(text)
         layers: list[list[int]] = [[] for _ in range(num_layers)]
+        recurrent = set()
         rest, tables = [], {}
         for entry in text:
             match = _LAYER.match(entry.name)
@@ -172,6 +189,8 @@ class _Grouped(Contract):
                 if int(match["index"]) >= num_layers:
                     continue  # a multi-token-prediction layer behind the decoder's own: not loaded
                 layers[int(match["index"])].append(_num_params(entry))
+                if _RECURRENCE.search(entry.name):
+                    recurrent.add(int(match["index"]))
             elif _EMBEDDING.search(entry.name):
                 tables["embedding"] = TensorGroup(num_params=_num_params(entry), count=1)
             elif _HEAD.search(entry.name):
@@ -181,13 +200,10 @@ class _Grouped(Contract):
         missing = [index for index, layer in enumerate(layers) if not layer]
         if missing or "embedding" not in tables:
             lacking = f"decoder layer {missing[0]}" if missing else "the token embedding"
-            raise BadInputError(
-                "the checkpoint does not hold the decoder that its config.json describes",
-                why=f"it has no tensor of {lacking}",
-                remedy="download the model again; weights and config.json must be of the same model",
-            )
+            raise _other_decoder(f"it has no tensor of {lacking}")
         return cls(
             layers=tuple(map(tuple, layers)),
+            recurrent=frozenset(recurrent),
             rest=tuple(rest),
             embedding=tables["embedding"],
             head=tables.get("head"),
@@ -211,6 +227,14 @@ def _num_params(entry: TensorEntry) -> int:
     return num_params
 
 
+def _other_decoder(why: str) -> BadInputError:
+    return BadInputError(
+        "the checkpoint does not hold the decoder that its config.json describes",
+        why=why,
+        remedy="download the model again; weights and config.json must be of the same model",
+    )
+
+
 def _counted(sizes: Iterable[int]) -> tuple[TensorGroup, ...]:
     return tuple(TensorGroup(num_params=size, count=count) for size, count in sorted(Counter(sizes).items()))
 
@@ -220,17 +244,21 @@ def _text_config(config: dict[str, object]) -> dict[str, object]:
     return {**config, **nested} if isinstance(nested, dict) else config
 
 
-def _integer(config: dict[str, object], key: str, default: int | None = None) -> int:
+def _integer(config: dict[str, object], key: str, default: int | None = None, *, least: int = 0) -> int:
     value = config.get(key)
     if value is None and default is not None:
         return default
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**40:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**40:
         raise BadInputError(
             "config.json does not describe a decoder",
-            why=f"{key} is {value!r}, not a whole number",
+            why=f"{key} is {shown(value)}, not a whole number of at least {least}",
             remedy="download config.json again; encoders and diffusion models cannot be run",
         )
     return value
+
+
+def _size(config: dict[str, object], key: str, default: int | None = None) -> int:
+    return _integer(config, key, default, least=1)
 
 
 def _first_integer(config: dict[str, object], keys: tuple[str, ...], default: int) -> int:

@@ -8,6 +8,7 @@ import re
 from planner.contracts.errors import UsageError
 
 _PREFIX_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+_MOST = 2.0**63
 _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b/s", re.IGNORECASE)
 
@@ -15,7 +16,7 @@ _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b/s", re.IGNORECASE)
 def parse_bytes(text: str) -> int:
     """Bytes of a size such as ``12GiB`` or ``500MB`` (``i`` is binary, without it decimal).
 
-    Raises: UsageError, where the unit is missing or the size is not positive.
+    Raises: UsageError, where the unit is missing or the size is below one byte or out of all bounds.
     """
     return int(_parse(_BYTES, text, "a memory size", "12GiB, 400MiB or 8GB"))
 
@@ -23,19 +24,20 @@ def parse_bytes(text: str) -> int:
 def parse_bytes_per_s(text: str) -> float:
     """Bytes per second of a rate such as ``25GB/s``.
 
-    Raises: UsageError, where the unit is missing or the rate is not positive.
+    Raises: UsageError, where the unit is missing or the rate is below one byte a second or out of all bounds.
     """
     return _parse(_RATE, text, "a rate", "25GB/s, 500MB/s or 1GiB/s")
 
 
 def _parse(pattern: re.Pattern[str], text: str, kind: str, examples: str) -> float:
     match = pattern.fullmatch(text.strip())
+    what, remedy = f"{text[:40]!r} is not {kind}", f"write {examples}"
     if match is None:
-        raise UsageError(f"{text!r} is not {kind}", why="a number and its unit are needed", remedy=f"write {examples}")
+        raise UsageError(what, why="a number and its unit are needed", remedy=remedy)
     number, prefix, binary = match.groups()
     value = float(number) * float(1024 if binary else 1000) ** _PREFIX_POWERS[prefix.lower()]
-    if value <= 0:
-        raise UsageError(f"{text!r} is not {kind}", why="it must be larger than zero", remedy=f"write {examples}")
+    if not 1 <= value <= _MOST:
+        raise UsageError(what, why="it must lie between one byte and 2^63", remedy=remedy)
     return value
 
 

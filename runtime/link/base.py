@@ -7,14 +7,21 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from planner.contracts.errors import PlanMismatchError
+from planner.contracts.errors import PlanMismatchError, ResourceFailureError
 from planner.contracts.plan import CudaLink, DiskLink, EmulatedLink
 from planner.contracts.quantities import format_bytes_per_s
 from runtime.link.source import Source, page_aligned
 
 
-class PinningError(RuntimeError):
+class PinningError(ResourceFailureError):
     """The system will not pin this much host memory; copies must go through pinned bounce buffers."""
+
+    def __init__(self, refusal: str) -> None:
+        super().__init__(
+            refusal,
+            why="copies to the device run beside its compute only from pinned memory",
+            remedy="raise the limit on locked memory (ulimit -l), or plan with a smaller --host-memory",
+        )
 
 
 @dataclass(frozen=True, slots=True)

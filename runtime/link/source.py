@@ -105,10 +105,9 @@ class FileRange:
 
 @dataclass(frozen=True, slots=True)
 class HostRange:
-    """A unit packed in host memory; `is_pinned` where a device may read it directly."""
+    """A unit packed in host memory."""
 
     region: Tensor
-    is_pinned: bool = False
 
     def read_into(self, region: Tensor) -> None:
         """Fill the region by a copy within host memory."""

@@ -96,7 +96,7 @@ def in_thread(call: Callable[[], object]) -> tuple[threading.Thread, list[BaseEx
         except RuntimeError as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return thread, errors
 
@@ -175,10 +175,17 @@ def test_a_pass_aborted_after_any_unit_can_restart_at_any_unit(
 
 def test_a_copy_under_way_at_the_restart_ends_unused_before_the_next_begins() -> None:
     gate = threading.Semaphore(0)
-    slots = Slots(1, before=gate.acquire)
+    arrived: list[None] = []
+
+    def hold() -> None:
+        arrived.append(None)
+        gate.acquire()
+
+    slots = Slots(1, before=hold)
     with closing(slots.open(3, is_threaded=True)) as lane:
         gate.release()
-        slots.read(lane, 0)  # the copy of unit 1 is now held at the gate
+        slots.read(lane, 0)
+        wait_until(lambda: len(arrived) == 2)  # the copy of unit 1 is now held at the gate
         reader, errors = in_thread(lambda: slots.read(lane, 2))
         time.sleep(0.01)
         assert slots.filled == [(0, 0)]
@@ -207,8 +214,11 @@ def test_free_after_an_acquire_that_failed_does_nothing() -> None:
 def test_an_error_in_any_copy_surfaces_in_the_next_acquire_and_in_every_later_one(
     failing: int, num_slots: int, is_threaded: bool
 ) -> None:
+    tried: list[None] = []
+
     def fail() -> None:
-        if len(slots.filled) == failing:
+        tried.append(None)
+        if len(tried) == failing + 1:
             raise OSError(f"copy {failing} failed")
 
     slots = Slots(num_slots, before=fail)
@@ -228,7 +238,7 @@ def test_an_error_in_any_copy_surfaces_in_the_next_acquire_and_in_every_later_on
             with pytest.raises(OSError, match=f"copy {failing} failed"):
                 lane.acquire(unit)
         lane.free()
-    assert len(slots.filled) == failing  # no copy was tried after it
+    assert len(tried) == failing + 1  # no copy was tried after it
 
 
 def test_an_error_in_a_copy_that_an_aborted_pass_left_behind_surfaces_too() -> None:

@@ -1,0 +1,34 @@
+"""What several test modules share: one compute thread, and tiny checkpoints that are written once per session."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import TinyModel, write_checkpoint
+
+from planner.contracts.plan import Dtype
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    """Tiny random checkpoints by family; the folders are shared, so that a test must copy what it would change."""
+    folders: dict[tuple[str, Dtype, int, float], Path] = {}
+
+    def folder(family: str, dtype: Dtype = "fp32", *, seed: int = 0, noise: float = 0.0) -> Path:
+        key = (family, dtype, seed, noise)
+        if key not in folders:
+            folders[key] = tmp_path_factory.mktemp(f"{family}-{dtype}")
+            write_checkpoint(folders[key], family, dtype, seed=seed, noise=noise)
+        return folders[key]
+
+    return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One compute thread, as many tiny products are slower on several."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
