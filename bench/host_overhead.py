@@ -1,6 +1,7 @@
 """What streaming and the round cost beside transfer and compute: 32 tiny layers, so that nothing else takes time.
 
-Per unit edge: a streamed pass less its resident twin, over the number of streamed units. Per round: what a plain round
+Per unit edge: a streamed pass less its resident twin, over the number of streamed layers (so small that reading one
+takes a few microseconds, which are counted in). Per round: what a plain round
 takes outside the pass through the layers (verify, cache, text, reports).
 """
 
@@ -11,7 +12,7 @@ import torch
 
 from bench.models import TINY_LAYERS, make_checkpoint, print_header, print_json, quartiles
 from bench.streaming_efficiency import open_model, passer, steady_passes
-from planner.contracts.plan import DiskLink
+from planner.contracts.plan import DiskLink, Plan
 from runtime.api import Limits, load, make_plan
 
 
@@ -24,8 +25,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = make_checkpoint(TINY_LAYERS, options.models)
     print_header("host overhead", folder)
-    plan = make_plan(folder, limits=Limits(device="1400KiB"), context_tokens=128, link=DiskLink())
-    assert len(plan.streamed) >= TINY_LAYERS.num_layers
+    plan = every_layer_streamed(make_plan(folder, limits=Limits(device="1MiB"), context_tokens=64, link=DiskLink()))
     streamed, resident = open_model(folder, plan), open_model(folder, plan, is_resident=True)
     runs = {"streamed": passer(streamed.model, 1), "resident": passer(resident.model, 1)}
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -41,6 +41,18 @@ def main() -> None:
     round_s = outside_layers_s(folder)
     print(f"per round outside the pass: {round_s * 1e3:.3f} ms")
     print_json({"edge_us": edge_s * 1e6, "round_outside_ms": round_s * 1e3})
+
+
+def every_layer_streamed(plan: Plan) -> Plan:
+    """The plan with all layers streamed and the head resident in one piece, so that only layers have edges."""
+    first = next(unit for unit in plan.units if unit.kind == "head_chunk")
+    head = first.model_copy(update={"placement": "resident", "rows": (0, TINY_LAYERS.vocab_size)})
+    units = [
+        unit.model_copy(update={"placement": "streamed"}) if unit.kind == "layer" else unit
+        for unit in plan.units
+        if unit.kind != "head_chunk"
+    ]
+    return plan.model_copy(update={"units": (*units, head)})
 
 
 def outside_layers_s(folder: Path) -> float:

@@ -65,7 +65,7 @@ def plan_for_budget(target: ModelShape, draft: ModelShape | None, budget: Budget
         update={
             "residents_bytes": target.rest_bytes(wishes.dtype) + sum(unit.dense_bytes for unit in residents),
             "slots_bytes": num_slots * max((unit.dense_bytes for unit in streamed), default=0),
-            **host_memory(units, staging),
+            **host_memory(units, staging, wishes.link),
         }
     )
     memory = memory.model_copy(update={"margin_bytes": _margin_bytes(memory.device_bytes)})

@@ -1,11 +1,13 @@
 """What the commands share: errors in three lines with their exit codes, signals, and the result alone on stdout."""
 
 import contextlib
+import gc
 import io
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
@@ -18,6 +20,7 @@ EXIT_CODES = (
     "6 resource failure, 7 self-check failed, 130 and 143 interrupted."
 )
 _DEBUG = "DRAFTSTREAM_DEBUG"
+_MOST_ENDING_S = 1.5
 
 
 class InterruptedBySignalError(BaseException):
@@ -29,15 +32,26 @@ class InterruptedBySignalError(BaseException):
 
 
 def run(app: typer.Typer) -> NoReturn:
-    """Run a command line to its exit code; the first signal ends it in order, a second one at once."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_signal)
+    """Run a command line to its exit code. A signal ends it at once, but for what runs `ending_in_order`."""
+    _handle_signals(_exit_at_once)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a locale without the text's characters is no reason to lose it
     code = _exit_code(app)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _on_second_signal)  # nothing is left to end in order
+    gc.freeze()  # the collections at exit would walk through all of torch and transformers, for most of a second
     sys.exit(_flushed(code))
+
+
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """Within it the first signal raises InterruptedBySignalError, so that what there is by then is kept.
+
+    Not for imports: libraries, and C modules above all, make other errors of an exception that arrives within them.
+    """
+    _handle_signals(_raise_interrupt)
+    try:
+        yield
+    finally:
+        _handle_signals(_exit_at_once)
 
 
 def _exit_code(app: typer.Typer) -> int:
@@ -90,13 +104,20 @@ def _check_stdout() -> None:
         )
 
 
-def _on_signal(number: int, _frame: FrameType | None) -> None:
-    for other in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(other, _on_second_signal)
+def _handle_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _raise_interrupt(number: int, _frame: FrameType | None) -> None:
+    """End in order what runs; at once on a second signal, and where the exception was lost or the way up is blocked."""
+    _handle_signals(_exit_at_once)
+    signal.signal(signal.SIGALRM, lambda _number, _frame: os._exit(128 + number))
+    signal.setitimer(signal.ITIMER_REAL, _MOST_ENDING_S)
     raise InterruptedBySignalError(number)
 
 
-def _on_second_signal(number: int, _frame: FrameType | None) -> None:
+def _exit_at_once(number: int, _frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 

@@ -74,13 +74,20 @@ def choose_sources(
     return placed, staging
 
 
-def host_memory(units: Sequence[Unit], staging: Staging | None) -> HostMemory:
-    """Host bytes of what lies in host memory, and of the staging buffers."""
+def host_memory(units: Sequence[Unit], staging: Staging | None, link: LinkChoice) -> HostMemory:
+    """Host bytes of what lies in host memory, and of the staging buffers.
+
+    To a device of its own, each resident passes through host memory once, before the staging buffers are made.
+    """
+    staging_bytes = 0 if staging is None else staging.num_buffers * staging.buffer_bytes
+    if link.kind == "cuda":
+        residents = [unit.dense_bytes for unit in units if unit.placement == "resident"]
+        staging_bytes = max(staging_bytes, *residents, 0)
     in_ram = [unit for unit in units if unit.source == "ram"]
     return HostMemory(
         host_weights_bytes=sum(unit.dense_bytes for unit in in_ram if unit.kind != "embedding"),
         host_embedding_bytes=sum(unit.dense_bytes for unit in in_ram if unit.kind == "embedding"),
-        host_staging_bytes=0 if staging is None else staging.num_buffers * staging.buffer_bytes,
+        host_staging_bytes=staging_bytes,
     )
 
 

@@ -5,6 +5,7 @@ With the command line, the one module of the runtime that may ask the planner, w
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,13 +141,12 @@ def load(
     if draft_folder is not None:
         check_same_tokens(tokenizer, load_tokenizer(draft_folder.path))
     gauge = MemoryGauge(device, DTYPES[plan.dtype])
-    streamed = _open(folder, plan, replace_modules, trace)
-    try:
-        drafting = None if draft_folder is None else _open_draft(draft_folder, plan)
-        return Engine(plan, streamed, drafting, tokenizer, gauge, trace)
-    except BaseException:
-        streamed.close()
-        raise
+    with contextlib.ExitStack() as opened:
+        streamed = opened.enter_context(_open(folder, plan, replace_modules, trace))
+        drafting = None if draft_folder is None else opened.enter_context(_open_draft(draft_folder, plan))
+        engine = Engine(plan, streamed, drafting, tokenizer, gauge, trace)
+        opened.pop_all()  # the engine closes them
+        return engine
 
 
 def stream(
@@ -172,18 +172,21 @@ def _open(
 ) -> StreamedModel:
     skeleton = build_skeleton(folder, plan.dtype, replace_modules)
     drops_pages = isinstance(plan.link, DiskLink) and plan.link.mode == "direct"
-    checkpoint = Checkpoint(folder, skeleton.model, drops_pages=drops_pages)
-    try:
-        return StreamedModel(skeleton, checkpoint, plan, trace)
-    except BaseException:
-        checkpoint.close()
-        raise
+    with contextlib.ExitStack() as opened:
+        checkpoint = opened.enter_context(Checkpoint(folder, skeleton.model, drops_pages=drops_pages))
+        streamed = StreamedModel(skeleton, checkpoint, plan, trace)
+        opened.pop_all()  # the streamed model closes it
+        return streamed
 
 
 def _open_draft(folder: ModelFolder, plan: Plan) -> StreamedModel:
     assert isinstance(plan.draft, ChainDraft)
     skeleton = build_skeleton(folder, plan.draft.dtype)
-    return StreamedModel(skeleton, Checkpoint(folder, skeleton.model), all_resident(plan, skeleton))
+    with contextlib.ExitStack() as opened:
+        checkpoint = opened.enter_context(Checkpoint(folder, skeleton.model))
+        streamed = StreamedModel(skeleton, checkpoint, all_resident(plan, skeleton))
+        opened.pop_all()
+        return streamed
 
 
 def _shape(name: str | Path) -> ModelShape:
@@ -261,13 +264,18 @@ def _check_device(device: torch.device) -> None:
 
 def _check_fits_machine(plan: Plan, device: torch.device) -> None:
     _check_device(device)
-    free_bytes = free_device_bytes(device)
-    if plan.memory.device_bytes > free_bytes:
-        raise PlanMismatchError(
-            f"the plan takes {format_bytes(plan.memory.device_bytes)} on {device}",
-            why=f"only {format_bytes(free_bytes)} are free there now",
-            remedy="end other programs that use the device, or plan again with a smaller --device-memory",
-        )
+    memory = plan.memory
+    taken = {str(device): memory.device_bytes, "the host": memory.host_bytes}
+    free = {str(device): free_device_bytes(device), "the host": free_host_bytes()}
+    if device.type == "cpu":
+        taken["the host"] += memory.device_bytes
+    for place, num_bytes in taken.items():
+        if num_bytes > free[place]:
+            raise PlanMismatchError(
+                f"the plan takes {format_bytes(num_bytes)} on {place}",
+                why=f"only {format_bytes(free[place])} are free there now",
+                remedy="end other programs, or plan again with a smaller --device-memory or --host-memory",
+            )
 
 
 def _folder_of_plan(name: str, planned: str, role: str) -> ModelFolder:

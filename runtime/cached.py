@@ -71,6 +71,6 @@ class CachedModel:
 def _continues_by_one(model: PreTrainedModel) -> bool:
     """Whether a pass of several tokens would forget those before it: transformers' Mamba-1 scans from zero.
 
-    Its state matrix is two-dimensional, as no later recurrence's is.
+    Its decay has a row per channel; in later recurrences it has one number per head.
     """
-    return any(name.endswith(".A_log") and parameter.ndim == 2 for name, parameter in model.named_parameters())
+    return any(name.endswith(".A_log") and parameter.ndim >= 2 for name, parameter in model.named_parameters())

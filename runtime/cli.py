@@ -113,6 +113,7 @@ def generate(
     for name, given in (("the prompt", text), ("--system", system or ""), *(("--stop", end) for end in stop or ())):
         _check_is_text(name, given)
 
+    from planner.console import ending_in_order
     from runtime.api import DEFAULT_DRAFT_LEN, Limits, context_for, load, make_plan, prompt_tokens
     from runtime.engine import check_prompt_fits
     from runtime.sampling import SamplingSettings
@@ -146,16 +147,17 @@ def generate(
     tracer = None if trace is None else Trace()
     with load(plan=settled, trace=tracer) as engine:
         generation = engine.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop or (), verify=verify)
-        try:
-            _write_tokens(generation, is_shown=not as_json)
-        finally:
-            report = generation.report()
-            if as_json:
-                sys.stdout.write(report.to_json())
-            if not quiet:
-                show_statistics(report)
-            if tracer is not None and trace is not None:
-                tracer.write(trace, f"runtime generate, {report.link_label}")
+        with ending_in_order():
+            try:
+                _write_tokens(generation, is_shown=not as_json)
+            finally:
+                report = generation.report()
+                if as_json:
+                    sys.stdout.write(report.to_json())
+                if not quiet:
+                    show_statistics(report)
+                if tracer is not None and trace is not None:
+                    tracer.write(trace, f"runtime generate, {report.link_label}")
     if report.verify is not None and not report.verify.passed:
         raise SelfCheckError(
             "the text is not what the target writes",

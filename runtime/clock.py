@@ -5,8 +5,8 @@ from types import TracebackType
 from typing import Literal
 
 from planner.contracts.performance import LinkSplit, RoundSplit
-from runtime.stream import StreamTimes
 from runtime.trace import Trace, TraceLane
+from runtime.weight_stream import StreamTimes
 
 Cause = Literal["draft", "pass", "host"]
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from transformers import PreTrainedTokenizerBase
 
-from planner.contracts.errors import BadInputError
+from planner.contracts.errors import BadInputError, UsageError
 from planner.contracts.plan import ChainDraft, Plan
 from planner.contracts.report import FinishReason, Report
 from runtime.cached import CachedModel
@@ -72,6 +72,7 @@ class Engine:
             if self.draft is not None and model is not None and not model.can_roll_back:
                 raise cannot_roll_back(role, model.streamed.model.config.model_type)
         self.end_tokens = end_tokens(target.model, tokenizer)
+        self.in_caches: Generation | None = None  # whose tokens the caches hold
 
     def generate(
         self,
@@ -141,6 +142,7 @@ class Generation:
 
     def __iter__(self) -> Iterator[Token]:
         engine, request, record = self._engine, self._request, self._record
+        engine.in_caches = self
         engine.target.reset()
         if engine.draft is not None:
             engine.draft.reset()
@@ -217,6 +219,12 @@ class Generation:
                 yield Token(None if is_end else token, text)
             if self._is_finished():
                 return
+            if self._engine.in_caches is not self:
+                raise UsageError(
+                    "this text cannot go on",
+                    why="another one was begun on the same engine, which holds one at a time",
+                    remedy="read a text to its end before the next, or load another engine",
+                )
 
     def _finish_reason(self, is_end: bool) -> FinishReason:
         """What ends the text with the token emitted last; "interrupted" while nothing does."""

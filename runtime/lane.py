@@ -8,11 +8,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 from runtime.slots import Ring
-
-_State = Literal["busy", "waiting_for_slot"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +18,32 @@ class LaneTimes:
 
     busy_s: float
     waiting_for_slot_s: float
+
+
+class _Sleeper:
+    """One thread that waits for another; a condition variable for one, at a fraction of its cost per hand-over."""
+
+    def __init__(self, guard: threading.Lock) -> None:
+        self._guard = guard
+        self._gate = threading.Lock()
+        self._gate.acquire()
+        self._is_asleep = False
+
+    def sleep(self) -> None:
+        """Give up the guard, which the caller holds, until woken (or, after an interrupt, sometimes for nothing)."""
+        self._is_asleep = True
+        self._guard.release()
+        try:
+            self._gate.acquire()
+        finally:
+            self._guard.acquire()
+
+    def wake(self) -> None:
+        """Wake the sleeper, if there is one. The caller holds the guard."""
+        if self._is_asleep:
+            self._is_asleep = False
+            if self._gate.locked():  # an interrupted sleeper has left it open
+                self._gate.release()
 
 
 class Lane:
@@ -32,15 +55,16 @@ class Lane:
     def __init__(self, ring: Ring, fill: Callable[[int, int, float], None], *, name: str, is_threaded: bool) -> None:
         self._ring = ring
         self._fill = fill
-        self._changed = threading.Condition()
+        self._guard = threading.Lock()
+        self._filler, self._consumer = _Sleeper(self._guard), _Sleeper(self._guard)
         self._error: Exception | None = None
         self._is_closed = False
         now_s = time.perf_counter()
         self._freed_at_s = [now_s] * ring.num_slots
         self.filled_at_s = [now_s] * ring.num_slots  # when each slot's last copy ended
-        self._state: _State = "waiting_for_slot"
-        self._state_since_s = now_s
-        self._spent_s: dict[_State, float] = {"busy": 0.0, "waiting_for_slot": 0.0}
+        self._opened_at_s = now_s
+        self._busy_s = 0.0  # of the copies that have ended
+        self._busy_since_s: float | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True) if is_threaded else None
         if self._thread is not None:
             self._thread.start()
@@ -51,18 +75,18 @@ class Lane:
         A unit that is not the next in order means that the last pass was aborted: the ring then restarts at it.
         """
         ring = self._ring
-        with self._changed:
+        with self._guard:
             is_torn = self._thread is None and ring.begun != ring.copied  # Ctrl-C within a copy made from here
             if is_torn:
                 self._end(None)
             if is_torn or ring.acquired != ring.freed or ring.unit_of(ring.acquired) != unit:
                 ring.restart(unit)
                 self._freed_at_s = [time.perf_counter()] * ring.num_slots
-                self._changed.notify_all()
+                self._filler.wake()
             if self._thread is None:
                 self._pump()
             while self._error is None and not self._is_closed and not ring.may_acquire():
-                self._changed.wait()
+                self._consumer.sleep()
             if self._error is not None:
                 raise self._error
             if self._is_closed:
@@ -71,7 +95,7 @@ class Lane:
 
     def free(self) -> None:
         """The unit acquired last is no longer read."""
-        with self._changed:
+        with self._guard:
             ring = self._ring
             if ring.acquired == ring.freed:
                 return  # the acquire of an aborted pass had failed
@@ -79,36 +103,36 @@ class Lane:
             ring.free()
             if self._thread is None:
                 self._pump()
-            else:
-                self._changed.notify_all()
+            self._filler.wake()
 
     def times(self) -> LaneTimes:
-        """Seconds in each state so far, the current one included."""
-        with self._changed:
-            spent_s = dict(self._spent_s)
-            spent_s[self._state] += time.perf_counter() - self._state_since_s
-        return LaneTimes(busy_s=spent_s["busy"], waiting_for_slot_s=spent_s["waiting_for_slot"])
+        """Seconds so far, a copy under way included."""
+        with self._guard:
+            now_s = time.perf_counter()
+            busy_s = self._busy_s + (0.0 if self._busy_since_s is None else now_s - self._busy_since_s)
+        return LaneTimes(busy_s=busy_s, waiting_for_slot_s=now_s - self._opened_at_s - busy_s)
 
     def close(self) -> None:
         """Stop filling; returns when the thread has ended."""
-        with self._changed:
+        with self._guard:
             self._is_closed = True
-            self._changed.notify_all()
+            self._filler.wake()
+            self._consumer.wake()
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
         while True:
-            with self._changed:
+            with self._guard:
                 while not (self._is_closed or self._ring.may_begin_copy()):
-                    self._changed.wait()
+                    self._filler.sleep()
                 if self._is_closed:
                     return
                 unit, slot = self._begin()
             error = self._attempt(unit, slot)
-            with self._changed:
+            with self._guard:
                 self._end(error)
-                self._changed.notify_all()
+                self._consumer.wake()
                 if error is not None:
                     return
 
@@ -119,7 +143,7 @@ class Lane:
             self._end(self._attempt(unit, slot))
 
     def _begin(self) -> tuple[int, int]:
-        self._enter("busy")
+        self._busy_since_s = time.perf_counter()
         copy = self._ring.begin_copy()
         return self._ring.unit_of(copy), self._ring.slot_of(copy)
 
@@ -131,12 +155,10 @@ class Lane:
         return None
 
     def _end(self, error: Exception | None) -> None:
-        self._enter("waiting_for_slot")
-        self.filled_at_s[self._ring.slot_of(self._ring.copied)] = self._state_since_s
+        now_s = time.perf_counter()
+        if self._busy_since_s is not None:
+            self._busy_s += now_s - self._busy_since_s
+            self._busy_since_s = None
+        self.filled_at_s[self._ring.slot_of(self._ring.copied)] = now_s
         self._error = error
         self._ring.end_copy()
-
-    def _enter(self, state: _State) -> None:
-        now_s = time.perf_counter()
-        self._spent_s[self._state] += now_s - self._state_since_s
-        self._state, self._state_since_s = state, now_s

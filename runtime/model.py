@@ -21,8 +21,8 @@ from runtime.embedding import HostTable, gather_on_host
 from runtime.head import HeadChunk, keep_strides_plain, run_in_chunks
 from runtime.link import HostRange, Link, PinningError, Source, open_link, page_aligned
 from runtime.skeleton import DTYPES, Skeleton
-from runtime.stream import Stream, StreamedUnit, StreamTimes
 from runtime.trace import Trace
+from runtime.weight_stream import Stream, StreamedUnit, StreamTimes
 
 _NUM_BOUNCE_BUFFERS = 2
 
@@ -41,8 +41,8 @@ class StreamedModel:
         self._checkpoint = checkpoint
         self.link: Link = open_link(plan.link, torch.device(plan.devices[0].name))
         self._travelling: list[tuple[StreamedUnit, Layout]] = []
-        self._parameters_in_slot: list[dict[Layout, Parameters]] = []
-        self._layers_in_slots: list[tuple[Binder, Layout]] = []
+        self._parameters: list[list[Parameters]] = []  # of each travelling unit, in each slot
+        self._layers_in_slots: list[tuple[Binder, int]] = []  # with the layer's turn
         self._stream: Stream | None = None
         for unit, (name, layer) in zip(_units(plan, "layer"), skeleton.layers, strict=True):
             self._place_layer(unit, name, layer)
@@ -84,8 +84,8 @@ class StreamedModel:
         if unit.placement == "resident":
             binder.bind(as_parameters(layout, self.link.load(source, layout.num_bytes)))
             return
+        self._layers_in_slots.append((binder, len(self._travelling)))
         enter = self._travel(unit, layout, source)
-        self._layers_in_slots.append((binder, layout))
         layer.register_forward_pre_hook(lambda _module, _args: binder.bind(enter()), prepend=True)
         layer.register_forward_hook(lambda _module, _args, _output: self._leave(), always_call=True)
 
@@ -121,7 +121,7 @@ class StreamedModel:
         name = f"{skeleton.embedding_name}.weight"
         meta_VH = skeleton.embedding.get_parameter("weight")
         if unit.placement == "resident":
-            if skeleton.is_tied and whole_head is not None:
+            if whole_head is not None and self._checkpoint.is_shared(name, f"{skeleton.head_name}.weight"):
                 weight = whole_head
             else:
                 layout = Layout.of([(name, meta_VH)])
@@ -172,7 +172,7 @@ class StreamedModel:
 
         def enter() -> Parameters:
             assert self._stream is not None
-            return self._parameters_in_slot[self._stream.enter(turn)][layout]
+            return self._parameters[turn][self._stream.enter(turn)]
 
         return enter
 
@@ -190,11 +190,10 @@ class StreamedModel:
             trace=trace,
         )
         layouts = {layout for _, layout in self._travelling}
-        self._parameters_in_slot = [
-            {layout: as_parameters(layout, slot) for layout in layouts} for slot in self._stream.slots
-        ]
-        for binder, layout in self._layers_in_slots:
-            binder.bind(self._parameters_in_slot[0][layout])
+        in_slots = {layout: [as_parameters(layout, slot) for slot in self._stream.slots] for layout in layouts}
+        self._parameters = [in_slots[layout] for _, layout in self._travelling]
+        for binder, turn in self._layers_in_slots:
+            binder.bind(self._parameters[turn][0])
 
 
 def all_resident(plan: Plan, skeleton: Skeleton) -> Plan:

@@ -36,11 +36,6 @@ class Skeleton:
     head_name: str
     head: nn.Module
 
-    @property
-    def is_tied(self) -> bool:
-        """Whether the head's weight is the embedding's."""
-        return bool(getattr(self.model.config, "tie_word_embeddings", False))
-
 
 def read_config(folder: ModelFolder) -> PretrainedConfig:
     """transformers' configuration of a local model; code in the folder is never run.
@@ -130,27 +125,31 @@ def _make_buffers(model: PreTrainedModel) -> None:
 
 
 def _replace(model: PreTrainedModel, replace_modules: ReplaceModules) -> None:
-    """Run the user's function; names and shapes of parameters must stay, since weights are bound by name."""
+    """Run the user's function; parameters must stay what they were, since weights are bound by name."""
 
-    def shapes() -> dict[str, tuple[int, ...]]:
-        return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    def parameters() -> dict[str, str]:
+        return {name: f"{tuple(tensor.shape)} of {tensor.dtype}" for name, tensor in model.state_dict().items()}
 
-    before = shapes()
+    before = parameters()
     with torch.device("meta"):
         replace_modules(model)
     model.eval().requires_grad_(False)
-    after = shapes()
-    changed = sorted(
-        name
-        for name in before.keys() | after.keys()
-        if before.get(name, ()) != after.get(name, ()) or name not in after
-    )
+    after = parameters()
+    changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
     if changed:
         name = changed[0]
         raise BadInputError(
             f"the replaced modules do not fit the checkpoint: {name}",
-            why=f"its shape was {before.get(name, 'absent')} and is now {after.get(name, 'absent')}",
-            remedy="keep the names and shapes of all parameters; derived tensors can be made in forward",
+            why=f"it was {before.get(name, 'absent')} and is now {after.get(name, 'absent')}",
+            remedy="keep the names, shapes and dtypes of all parameters; derived tensors can be made in forward",
+        )
+    meta = torch.device("meta")
+    empty = [name for name, buffer in model.named_buffers() if buffer.device == meta and name not in after]
+    if empty:
+        raise BadInputError(
+            f"the replaced modules hold a buffer without content: {empty[0]}",
+            why="it was made before any weight is loaded",
+            remedy="make tensors that derive from weights in forward, and others with an explicit device",
         )
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     BambaConfig,
@@ -166,6 +168,22 @@ def copy_of(folder: Path, to: Path, **generation_config: object) -> Path:
     settings = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps(settings | generation_config), encoding="utf-8")
     return to
+
+
+def copy_with_weights(folder: Path, to: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
+    """A copy of a checkpoint whose tensors a function has changed in place."""
+    copy = copy_of(folder, to)
+    tensors = load_file(copy / "model.safetensors")
+    change(tensors)
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    return copy
+
+
+def twin_rows(tensors: dict[str, Tensor], difference: float) -> None:
+    """Make the second half of the head's rows copies of the first, but for a relative difference."""
+    (name,) = [name for name in ("lm_head.weight", "embed_out.weight") if name in tensors]
+    half = VOCAB_SIZE // 2
+    tensors[name][half:] = tensors[name][:half] * (1 + difference)
 
 
 def resident(folder: Path, dtype: Dtype = "fp32") -> PreTrainedModel:

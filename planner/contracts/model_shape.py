@@ -113,7 +113,7 @@ class ModelShape(ContractFile):
             num_experts=_first_integer(text, ("num_local_experts", "num_experts", "n_routed_experts"), 0),
             experts_per_token=_integer(text, "num_experts_per_tok", 0),
             max_context_tokens=_size(text, "max_position_embeddings"),
-            is_tied=tensors.head is None or bool(text.get("tie_word_embeddings", False)),
+            is_tied=tensors.head is None,  # the config may say so of a checkpoint that holds two different tables
             layers=tuple(
                 LayerShape(
                     tensors=_counted(layer),

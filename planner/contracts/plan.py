@@ -110,7 +110,7 @@ class EmulatedLink(Contract):
 
     kind: Literal["emulated"] = "emulated"
     bytes_per_s: float = Field(gt=0)
-    latency_s: float = Field(default=0.0, ge=0)
+    latency_s: float = Field(default=0.0, ge=0, le=3600)
 
 
 class CudaLink(Contract):
@@ -175,7 +175,7 @@ class Plan(ContractFile):
 
     target: ModelRef
     dtype: Dtype
-    context_tokens: int = Field(ge=1)
+    context_tokens: int = Field(ge=1, le=2**30)
     prefill_chunk_tokens: int = Field(ge=1)
     devices: tuple[Device, ...] = Field(min_length=1)
     batch: int = Field(default=1, ge=1)

@@ -45,6 +45,10 @@ class Checkpoint:
         """A matrix of which single rows are wanted."""
         return RowTable(self._rows[name])
 
+    def is_shared(self, name: str, other: str) -> bool:
+        """Whether two parameters are the same bytes, as those of a tied head and its embedding."""
+        return self._rows[name] == self._rows[other]
+
     def replaced_files(self) -> list[str]:
         """Files whose path leads elsewhere by now; reading went on from those that were opened."""
         return [name for name, file in self._files.items() if file.was_replaced()]
@@ -75,6 +79,10 @@ class CastRange:
             _read_rows(parameter, stored)
             view = region[part.offset : part.offset + part.num_bytes].view(part.dtype).view(part.shape)
             view.copy_(stored)
+
+    def prepared_for(self, region: Tensor) -> "CastRange":
+        """Itself: the cast takes far longer than what could be worked out beforehand."""
+        return self
 
 
 class RowTable:

@@ -175,14 +175,20 @@ def _num_rows(shape: tuple[int, ...]) -> int:
 
 
 def _tie(skeleton: PreTrainedModel, rows: dict[str, ParameterRows]) -> None:
-    """Give a tied head the rows of the embedding."""
+    """Give a tied head the rows of the embedding; also one that was replaced by a module with a weight of its own.
+
+    A checkpoint that holds both tables keeps both, as transformers does not tie them where they differ.
+    """
     embedding, head = skeleton.get_input_embeddings(), skeleton.get_output_embeddings()
-    if head is None or head.weight is not embedding.weight:
+    if head is None:
         return
-    names = [name for name, tensor in skeleton.state_dict(keep_vars=True).items() if tensor is embedding.weight]
+    if head.weight is not embedding.weight and not getattr(skeleton.config, "tie_word_embeddings", False):
+        return
+    tables = (embedding.weight, head.weight)
+    names = [name for name, tensor in skeleton.state_dict(keep_vars=True).items() if any(tensor is t for t in tables)]
     present = [name for name in names if name in rows]
     for name in names:
-        if present:
+        if present and name not in rows:
             rows[name] = rows[present[0]]
 
 

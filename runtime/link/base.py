@@ -42,6 +42,7 @@ class Link(Protocol):
     label: str
     device: torch.device
     is_asynchronous: bool
+    is_immediate: bool  # a copy takes no longer than moving its bytes does
 
     def allocate(self, num_bytes: int) -> Tensor:
         """Slot memory on the device: uint8, `num_bytes` long."""
@@ -79,6 +80,7 @@ class HostLink:
 
     device = torch.device("cpu")
     is_asynchronous = False
+    is_immediate = False
 
     def allocate(self, num_bytes: int) -> Tensor:
         """Page-aligned memory in exact size."""
@@ -112,6 +114,8 @@ class HostLink:
 
 class DiskReader(HostLink):
     """Reads a source straight into the slot."""
+
+    is_immediate = True
 
     def __init__(self, choice: DiskLink) -> None:
         self.label = f"disk ({choice.mode})"

@@ -47,6 +47,7 @@ class CudaCopy:
     """Pinned host memory to device slots by asynchronous copies."""
 
     is_asynchronous = True
+    is_immediate = False
     label = "cuda"
 
     def __init__(self, device: torch.device) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from planner.contracts.errors import ResourceFailureError
 
 _MAX_PIECES_PER_CALL = 1024  # IOV_MAX
+_CLOSED = -1
 
 
 class Source(Protocol):
@@ -25,6 +26,12 @@ class Source(Protocol):
 
     def read_into(self, region: Tensor) -> None:
         """Fill the region, a uint8 host tensor; blocks until the bytes are there."""
+
+    def prepared_for(self, region: Tensor) -> "Source":
+        """The same bytes for this one region, with all that can be worked out beforehand.
+
+        Copies run beside the compute lane's Python, which waits while they hold the interpreter lock.
+        """
 
 
 class OpenFile:
@@ -60,8 +67,9 @@ class OpenFile:
         return (status.st_dev, status.st_ino) != self._inode
 
     def close(self) -> None:
-        """Close the descriptor."""
+        """Close the descriptor; what still reads raises, and never from another file that was given its number."""
         os.close(self.descriptor)
+        self.descriptor = _CLOSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +110,50 @@ class FileRange:
                 num_bytes = sum(piece.num_bytes for piece in run.pieces)
                 os.posix_fadvise(run.file.descriptor, run.file_offset, num_bytes, os.POSIX_FADV_DONTNEED)
 
+    def prepared_for(self, region: Tensor) -> "PreparedRead":
+        """One call of the system per run, where it reads all."""
+        return PreparedRead(self, region)
+
+
+class PreparedRead:
+    """A file range bound to one region of memory."""
+
+    def __init__(self, whole: FileRange, region: Tensor) -> None:
+        self._whole = whole
+        target = byte_view(region)
+        self._reads = [
+            (
+                run.file,
+                run.file_offset,
+                [target[piece.region_offset : piece.region_offset + piece.num_bytes] for piece in run.pieces],
+                sum(piece.num_bytes for piece in run.pieces),
+            )
+            for run in whole.runs
+        ]
+        self._is_simple = not whole.drops_pages and all(
+            len(views) <= _MAX_PIECES_PER_CALL and num_bytes > 0 for _, _, views, num_bytes in self._reads
+        )
+
+    def read_into(self, region: Tensor) -> None:
+        """Fill the region, which must be the one prepared for. Raises: ResourceFailureError, where a file changed."""
+        if not self._is_simple or not self._read_at_once():
+            self._whole.read_into(region)
+
+    def prepared_for(self, region: Tensor) -> "Source":
+        """The range, prepared for another region."""
+        return self._whole.prepared_for(region)
+
+    def _read_at_once(self) -> bool:
+        """Whether each run came in one call; a short read or an error is for the general way to judge."""
+        for file, offset, views, num_bytes in self._reads:
+            try:
+                if os.preadv(file.descriptor, views, offset) != num_bytes:
+                    return False
+            except OSError:
+                return False
+            file.check_unchanged()
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class HostRange:
@@ -113,12 +165,18 @@ class HostRange:
         """Fill the region by a copy within host memory."""
         region[: self.region.numel()].copy_(self.region)
 
+    def prepared_for(self, region: Tensor) -> "HostRange":
+        """Itself: nothing can be worked out beforehand."""
+        return self
+
 
 def read_scattered(file: OpenFile, buffers: Sequence[memoryview], file_offset: int) -> None:
     """Fill the buffers, one after the other, from consecutive bytes of the file. Releases the interpreter lock.
 
     Raises: ResourceFailureError, where the file ends early or the disk fails.
     """
+    if file.descriptor == _CLOSED:
+        raise RuntimeError(f"the checkpoint is closed: {file.path}")
     pending = [buffer for buffer in buffers if len(buffer)]
     while pending:
         try:

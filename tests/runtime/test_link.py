@@ -15,7 +15,7 @@ from torch import Tensor
 
 from planner.contracts.errors import PlanMismatchError, ResourceFailureError
 from planner.contracts.plan import CudaLink, DiskLink, EmulatedLink
-from runtime.link import FileRange, HostRange, OpenFile, open_link, page_aligned
+from runtime.link import FileRange, HostRange, OpenFile, Source, open_link, page_aligned
 from runtime.link.base import DiskReader, EmulatedCopy
 from runtime.link.source import FileRun, Piece, byte_view, read_scattered
 
@@ -347,6 +347,9 @@ class Pace:
     def sleep(self, seconds: float) -> None:
         assert seconds > 0
         self.now_s += seconds + self.late_s
+
+    def prepared_for(self, region: Tensor) -> Source:
+        return self
 
     def read_into(self, region: Tensor) -> None:
         self.now_s += self.read_s

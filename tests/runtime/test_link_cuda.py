@@ -18,7 +18,7 @@ from torch import Tensor
 from runtime.link import FileRange, HostRange, OpenFile, PinningError, Source
 from runtime.link.cuda import CudaCopy, EventTimer
 from runtime.link.source import FileRun, Piece
-from runtime.stream import Stream, StreamedUnit
+from runtime.weight_stream import Stream, StreamedUnit
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -241,6 +241,9 @@ class SlowSource:
 
     content: Tensor
     before: Callable[[], object] = lambda: None
+
+    def prepared_for(self, region: Tensor) -> Source:
+        return self
 
     def read_into(self, region: Tensor) -> None:
         self.before()

@@ -21,8 +21,8 @@ from planner.contracts.plan import DiskLink, EmulatedLink
 from runtime.link import FileRange, HostRange, Link, OpenFile, Source
 from runtime.link.base import DiskReader, EmulatedCopy, HostLink
 from runtime.link.source import FileRun, Piece
-from runtime.stream import Stream, StreamedUnit
 from runtime.trace import Trace
+from runtime.weight_stream import Stream, StreamedUnit
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -35,6 +35,9 @@ class Content:
 
     content: Tensor
     before: Callable[[], object] = lambda: None
+
+    def prepared_for(self, region: Tensor) -> Source:
+        return self
 
     def read_into(self, region: Tensor) -> None:
         self.before()
@@ -276,6 +279,9 @@ def test_a_copy_may_start_when_its_slot_is_free_and_its_source_is_there_but_not_
     freed_s, read_s = [], []
 
     class SlowDisk(Content):
+        def prepared_for(self, region: Tensor) -> Source:
+            return self
+
         def read_into(self, region: Tensor) -> None:
             time.sleep(1e-3)
             Content.read_into(self, region)

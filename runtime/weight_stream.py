@@ -15,6 +15,8 @@ from runtime.link import HostRange, Link, Source
 from runtime.slots import Ring
 from runtime.trace import Trace
 
+_INLINE_BYTES = 128 * 1024  # handing over to a thread and back takes longer than reading so much (docs/LOG.md)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamedUnit:
@@ -58,16 +60,25 @@ class Stream:
         self._entered: tuple[int, int, float] | None = None  # unit, slot, since when
         slot_bytes = max(unit.num_bytes for unit in units)
         self.slots: list[Tensor] = [link.allocate(slot_bytes) for _ in range(min(num_slots, len(units)))]
+        self._regions = [[slot[: unit.num_bytes] for slot in self.slots] for unit in units]
+        self._sources = [
+            [
+                unit.source if unit.is_staged or link.is_asynchronous else unit.source.prepared_for(region)
+                for region in regions
+            ]
+            for unit, regions in zip(units, self._regions, strict=True)
+        ]
         staged = [unit for unit in units if unit.is_staged]
         self._turn_of_staged = {unit.label: turn for turn, unit in enumerate(staged)}
         self._disk_lane: Lane | None = None
         if staged:
             self._open_staging(staged, num_staging_buffers)
+        self._is_inline = link.is_immediate and slot_bytes <= _INLINE_BYTES
         self._lane = Lane(
             Ring(num_units=len(units), num_slots=len(self.slots)),
             self._fill_slot,
             name="link",
-            is_threaded=bool(staged) or not link.is_asynchronous,
+            is_threaded=bool(staged) or not (link.is_asynchronous or self._is_inline),
         )
 
     def enter(self, unit: int) -> int:
@@ -88,11 +99,14 @@ class Stream:
         if self._entered is None:
             return
         unit, slot, since_s = self._entered
+        left_s = time.perf_counter()
         self._link.mark_freed(slot)
         self._lane.free()
         self._entered = None
+        if self._is_inline:
+            self._compute_waiting_s += time.perf_counter() - left_s
         if self._trace is not None:
-            self._trace.add("compute", self._units[unit].label, since_s, time.perf_counter())
+            self._trace.add("compute", self._units[unit].label, since_s, left_s)
 
     def times(self) -> StreamTimes:
         """The times so far, by the device's clock where the link is asynchronous."""
@@ -127,12 +141,12 @@ class Stream:
 
     def _fill_slot(self, index: int, slot_idx: int, may_start_s: float) -> None:
         unit = self._units[index]
-        slot = self.slots[slot_idx][: unit.num_bytes]
-        start_s = time.perf_counter()
+        slot = self._regions[index][slot_idx]
+        start_s = 0.0 if self._trace is None else time.perf_counter()
         if unit.is_staged:
             self._copy_staged(unit, slot, slot_idx, may_start_s)
         else:
-            self._link.copy(unit.source, slot, slot_idx, may_start_s)
+            self._link.copy(self._sources[index][slot_idx], slot, slot_idx, may_start_s)
         self._copied_bytes += unit.num_bytes
         if self._trace is not None:
             self._trace.add("link", unit.label, start_s, time.perf_counter())
