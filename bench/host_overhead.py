@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from bench.models import TINY_LAYERS, make_checkpoint, print_header, print_json, quartiles
+from bench.models import TINY_LAYERS, every_layer_streamed, make_checkpoint, print_header, print_json, quartiles
 from bench.streaming_efficiency import open_model, passer, steady_passes
-from planner.contracts.plan import DiskLink, Plan
+from planner.contracts.plan import DiskLink
 from runtime.api import Limits, load, make_plan
 
 
@@ -41,18 +41,6 @@ def main() -> None:
     round_s = outside_layers_s(folder)
     print(f"per round outside the pass: {round_s * 1e3:.3f} ms")
     print_json({"edge_us": edge_s * 1e6, "round_outside_ms": round_s * 1e3})
-
-
-def every_layer_streamed(plan: Plan) -> Plan:
-    """The plan with all layers streamed and the head resident in one piece, so that only layers have edges."""
-    first = next(unit for unit in plan.units if unit.kind == "head_chunk")
-    head = first.model_copy(update={"placement": "resident", "rows": (0, TINY_LAYERS.vocab_size)})
-    units = [
-        unit.model_copy(update={"placement": "streamed"}) if unit.kind == "layer" else unit
-        for unit in plan.units
-        if unit.kind != "head_chunk"
-    ]
-    return plan.model_copy(update={"units": (*units, head)})
 
 
 def outside_layers_s(folder: Path) -> float:

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from planner.contracts.model_shape import ModelShape
+from planner.contracts.plan import Plan
 from profiles import demo_folder
 
 
@@ -92,6 +93,19 @@ def _random(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
     if len(shape) == 1:
         return torch.ones(shape, dtype=torch.bfloat16)
     return (torch.randn(shape, generator=generator) * 0.02).to(torch.bfloat16)
+
+
+def every_layer_streamed(plan: Plan) -> Plan:
+    """The plan with all layers streamed and the head resident in one piece, so that all that travels is alike."""
+    first = next(unit for unit in plan.units if unit.kind == "head_chunk")
+    num_rows = max(unit.rows[1] for unit in plan.units if unit.rows is not None)
+    head = first.model_copy(update={"placement": "resident", "rows": (0, num_rows)})
+    units = [
+        unit.model_copy(update={"placement": "streamed"}) if unit.kind == "layer" else unit
+        for unit in plan.units
+        if unit.kind != "head_chunk"
+    ]
+    return plan.model_copy(update={"units": (*units, head)})
 
 
 def drop_from_page_cache(folder: Path) -> None:

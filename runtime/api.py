@@ -59,8 +59,9 @@ def prompt_tokens(
     target: str | Path, prompt: str, *, is_chat: bool | None = None, system: str | None = None
 ) -> list[int]:
     """The tokens of a prompt, before the model is loaded; see `encode_prompt`."""
-    folder = open_model_folder(model_folder(str(target)))  # what is no model is refused as such, not for its tokenizer
-    return encode_prompt(load_tokenizer(folder.path), prompt, is_chat=is_chat, system=system)
+    folder = model_folder(str(target))
+    ModelShape.from_config(folder)  # what is no model is refused as such, not for its tokenizer
+    return encode_prompt(load_tokenizer(folder), prompt, is_chat=is_chat, system=system)
 
 
 def context_for(target: str | Path, num_prompt_tokens: int, max_tokens: int) -> int:

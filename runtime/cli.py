@@ -126,7 +126,7 @@ def generate(
         from profiles import demo_folder
 
         draft = str(demo_folder("draft")) if target is None and draft is None else draft
-        target = target or str(demo_folder("target"))
+        target = str(demo_folder("target")) if target is None else target
         tokens = prompt_tokens(target, text, is_chat=chat, system=system)
         settled = make_plan(
             target,

@@ -180,6 +180,14 @@ class Generation:
         else:
             tokens = list(request.prompt)
         check_prompt_fits(len(tokens), self._engine.plan.context_tokens)
+        vocab_size = self._engine.target.streamed.vocab_size
+        strangers = [token for token in tokens if not 0 <= token < vocab_size]
+        if strangers:
+            raise BadInputError(
+                f"the prompt holds the token {strangers[0]}",
+                why=f"the model knows the tokens 0 to {vocab_size - 1}",
+                remedy="encode the prompt with the model's own tokenizer",
+            )
         return tokens
 
     def _decode(self, first: int) -> Iterator[Token]:

@@ -98,7 +98,12 @@ class RowTable:
         return stored.to(dtype)
 
     def gather(self, row_numbers: list[int], table_RH: Tensor) -> None:
-        """Read the rows, in ascending order, into the first rows of a host matrix; a cast where dtypes differ."""
+        """Read the rows, in ascending order, into the first rows of a host matrix; a cast where dtypes differ.
+
+        Raises: IndexError, where the matrix has no such row, as an embedding in memory does.
+        """
+        if row_numbers and not 0 <= row_numbers[0] <= row_numbers[-1] < self._rows.shape[0]:
+            raise IndexError(f"rows {row_numbers[0]} to {row_numbers[-1]} of a matrix of {self._rows.shape[0]}")
         num_rows = len(row_numbers)
         is_cast = table_RH.dtype != self._rows.dtype
         stored_RH = torch.empty(num_rows, table_RH.shape[1], dtype=self._rows.dtype) if is_cast else table_RH[:num_rows]

@@ -27,10 +27,10 @@ class ChainDrafter:
     def propose(self, context: Sequence[int], max_tokens: int) -> Proposal:
         """A chain of `max_tokens` tokens, greedy or drawn from the rows that come with them.
 
-        Fewer where the draft's own context ends, down to none.
+        Fewer where the draft's own context ends, down to none; none after a token that only the target's table has.
         """
         max_tokens = min(max_tokens, self._model.context_tokens - len(context))
-        if max_tokens <= 0:
+        if max_tokens <= 0 or max(context) >= self._model.streamed.vocab_size:
             return Proposal((), None)
         self._rewind_to(context)
         self._feed_all_but_last_chunk(context)

@@ -1,5 +1,7 @@
 """The interface of a link, and the two links that end in host memory: disk and emulated."""
 
+import ctypes
+import threading
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +12,10 @@ from torch import Tensor
 from planner.contracts.errors import PlanMismatchError, ResourceFailureError
 from planner.contracts.plan import CudaLink, DiskLink, EmulatedLink
 from planner.contracts.quantities import format_bytes_per_s
-from runtime.link.source import Source, page_aligned
+from runtime.link.source import HostRange, Source, page_aligned
+
+_PR_SET_TIMERSLACK = 29
+_SLICE_BYTES = 2 * 2**20
 
 
 class PinningError(ResourceFailureError):
@@ -136,17 +141,41 @@ class EmulatedCopy(HostLink):
         self.label = f"emulated {format_bytes_per_s(choice.bytes_per_s)}"
         self._choice = choice
         self._idle_since_s = 0.0
+        self._punctual_thread: int | None = None
 
     def copy(self, source: Source, slot: Tensor, slot_idx: int, may_start_s: float) -> None:
-        """Copy, then sleep until the stated time has passed."""
-        duration_s = self._choice.latency_s + slot.numel() / self._choice.bytes_per_s
-        self._idle_since_s = max(self._idle_since_s, may_start_s) + duration_s
-        source.read_into(slot)
-        remaining_s = self._idle_since_s - time.perf_counter()
-        if remaining_s > 0:
-            time.sleep(remaining_s)
+        """Copy and sleep in turn, so that the bytes arrive spread over the stated time, as over a real link.
+
+        One burst at the start would slow down what computes beside it by more than such a link does (docs/LOG.md).
+        """
+        self._wake_on_time()
+        num_bytes = slot.numel()
+        start_s = max(self._idle_since_s, may_start_s) + self._choice.latency_s
+        self._idle_since_s = start_s + num_bytes / self._choice.bytes_per_s
+        if isinstance(source, HostRange):
+            for first in range(0, num_bytes - _SLICE_BYTES, _SLICE_BYTES):
+                slot[first : first + _SLICE_BYTES].copy_(source.region[first : first + _SLICE_BYTES])
+                _sleep_until(start_s + (first + _SLICE_BYTES) / self._choice.bytes_per_s)
+            first = (num_bytes - 1) // _SLICE_BYTES * _SLICE_BYTES
+            slot[first:].copy_(source.region[first:num_bytes])
         else:
-            self._idle_since_s -= remaining_s  # the copy itself was slower than the stated bandwidth
+            source.read_into(slot)
+        late_s = _sleep_until(self._idle_since_s)
+        self._idle_since_s += late_s  # the copy itself was slower than the stated bandwidth
+
+    def _wake_on_time(self) -> None:
+        """Let sleeps of this thread end when they should: by default the kernel may add 50 us to each."""
+        if self._punctual_thread != threading.get_ident():
+            self._punctual_thread = threading.get_ident()
+            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1, 0, 0, 0)
+
+
+def _sleep_until(due_s: float) -> float:
+    """Sleep until a time of perf_counter; seconds by which it had passed already."""
+    remaining_s = due_s - time.perf_counter()
+    if remaining_s > 0:
+        time.sleep(remaining_s)
+    return max(0.0, -remaining_s)
 
 
 def open_link(choice: DiskLink | EmulatedLink | CudaLink, device: torch.device) -> Link:

@@ -10,7 +10,7 @@ from planner.contracts.quantities import parse_bytes_per_s
 from runtime.host import free_host_bytes
 
 _CACHED_FRAC = 0.8  # of free memory that the page cache may be counted on to keep
-_LATENCY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(us|ms)")
+_LATENCY = re.compile(r"(\d{1,6}(?:\.\d{1,9})?)(us|ms)")
 
 
 def choose_link(text: str | None, weights_bytes: int) -> LinkChoice:

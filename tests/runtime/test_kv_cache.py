@@ -114,10 +114,12 @@ def test_first_pass_longer_than_the_context_raises() -> None:
         PreallocatedLayer(20, None).update(*states(0, 21))
 
 
-@pytest.mark.parametrize("num_rejected", [1, 8, 64, KV_SLACK_TOKENS])
-def test_full_window_rolls_back_by_as_much_as_its_slack(num_rejected: int) -> None:
+@pytest.mark.parametrize("num_after_roll_over", [-1, 0, 1, 2, 60, 137, 138])
+@pytest.mark.parametrize("num_rejected", [1, 64, KV_SLACK_TOKENS])
+def test_full_window_rolls_back_by_as_much_as_its_slack(num_rejected: int, num_after_roll_over: int) -> None:
+    # A draft appends its tokens one by one, and takes back all of them.
     layer, reference = PreallocatedLayer(10_000, WINDOW), Reference(WINDOW)
-    for salt in range(400):  # the window has filled and the buffer has rolled over several times
+    for salt in range(kv_capacity_tokens(10_000, WINDOW) + num_after_roll_over):
         check_append(layer, reference, 1, salt)
     check_drop(layer, reference, num_rejected)
     check_append(layer, reference, 5, salt=999)

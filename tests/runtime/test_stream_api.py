@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import VOCAB_SIZE, TinyModel, copy_of, placed, resident, stock_greedy
+from tiny_models import FAST_LINK, VOCAB_SIZE, TinyModel, copy_of, placed, resident, stock_greedy
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import runtime
 from planner.contracts.errors import BadInputError, PlanMismatchError, UsageError
-from planner.contracts.plan import DiskLink, Plan
+from planner.contracts.plan import DiskLink, EmulatedLink, Plan
 from runtime.engine import Engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -368,6 +368,25 @@ def test_prompt_that_leaves_no_room_is_refused_with_the_context(length: int, tin
         pytest.raises(BadInputError, match=f"prompt of {length} tokens cannot be continued\n.*128"),
     ):
         engine.generate([1] * length)
+
+
+@pytest.mark.parametrize("stranger", [-1, VOCAB_SIZE, 10**9])
+def test_prompt_of_a_token_that_the_model_does_not_know_is_refused(stranger: int, tiny_model: TinyModel) -> None:
+    with (
+        runtime.load(plan=placed(tiny_model("llama"), link=DiskLink())) as engine,
+        pytest.raises(BadInputError, match=f"the token {stranger}\n.*0 to {VOCAB_SIZE - 1}"),
+    ):
+        engine.generate([1, stranger])
+
+
+@pytest.mark.parametrize("link", [DiskLink(), FAST_LINK], ids=["from-disk", "from-host-memory"])
+def test_streamed_model_raises_on_such_a_token_as_the_stock_model_does(
+    link: DiskLink | EmulatedLink, tiny_model: TinyModel
+) -> None:
+    model = runtime.stream(tiny_model("llama"), placed(tiny_model("llama"), link=link))
+    with pytest.raises(IndexError):
+        model(torch.tensor([[1, VOCAB_SIZE]]))
+    model.streamed.close()
 
 
 # --- memory ---
