@@ -50,9 +50,9 @@ def main() -> None:
     print_header("memory", folder)
     context_tokens = options.tokens + 16
     plan = make_plan(
-        folder, limits=Limits(device=options.device_memory), context_tokens=context_tokens, link="disk:direct"
+        folder, limits=Limits(device=options.device_memory), context_tokens=context_tokens, link="disk:cached"
     )
-    baseline = in_process(make_plan(tiny, context_tokens=64, link="disk:direct"), 8, options.models)
+    baseline = in_process(make_plan(tiny, context_tokens=64, link="disk:cached"), 8, options.models)
     measured = in_process(plan, options.tokens, options.models)
     taken = measured["peak_bytes"] - baseline["peak_bytes"]
     planned = plan.memory.device_bytes + plan.memory.host_bytes

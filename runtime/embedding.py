@@ -39,9 +39,13 @@ def gather_on_host(
 
     def before(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         tokens = args[0]
-        row_numbers, positions = torch.unique(tokens, return_inverse=True)
-        table_RH = torch.empty(row_numbers.numel(), row_elements, dtype=dtype)
-        source.gather(row_numbers.tolist(), table_RH)
+        if tokens.numel() == 1:
+            row_numbers, positions = [int(tokens)], torch.zeros_like(tokens)
+        else:
+            unique, positions = torch.unique(tokens, return_inverse=True)
+            row_numbers = unique.tolist()
+        table_RH = torch.empty(len(row_numbers), row_elements, dtype=dtype)
+        source.gather(row_numbers, table_RH)
         module._parameters["weight"] = nn.Parameter(table_RH.to(tokens.device), requires_grad=False)
         return (positions, *args[1:])
 

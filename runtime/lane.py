@@ -83,7 +83,7 @@ class Lane:
                 ring.restart(unit)
                 self._freed_at_s = [time.perf_counter()] * ring.num_slots
                 self._filler.wake()
-            if self._thread is None:
+            if self._thread is None and not ring.may_acquire():
                 self._pump()
             while self._error is None and not self._is_closed and not ring.may_acquire():
                 self._consumer.sleep()

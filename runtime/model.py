@@ -87,7 +87,7 @@ class StreamedModel:
         self._layers_in_slots.append((binder, len(self._travelling)))
         enter = self._travel(unit, layout, source)
         layer.register_forward_pre_hook(lambda _module, _args: binder.bind(enter()), prepend=True)
-        layer.register_forward_hook(lambda _module, _args, _output: self._leave(), always_call=True)
+        layer.register_forward_hook(lambda _module, _args, _output: self._leave())
 
     def _place_head(self) -> nn.Parameter | None:
         """Bind or hook the head; its whole weight, where that is resident in one piece."""

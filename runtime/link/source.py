@@ -136,23 +136,22 @@ class PreparedRead:
 
     def read_into(self, region: Tensor) -> None:
         """Fill the region, which must be the one prepared for. Raises: ResourceFailureError, where a file changed."""
-        if not self._is_simple or not self._read_at_once():
+        if not self._is_simple:
             self._whole.read_into(region)
+            return
+        for file, offset, views, num_bytes in self._reads:
+            try:
+                is_whole = os.preadv(file.descriptor, views, offset) == num_bytes
+            except OSError:
+                is_whole = False
+            if not is_whole:  # a short read or an error is for the general way to judge
+                self._whole.read_into(region)
+                return
+            file.check_unchanged()
 
     def prepared_for(self, region: Tensor) -> "Source":
         """The range, prepared for another region."""
         return self._whole.prepared_for(region)
-
-    def _read_at_once(self) -> bool:
-        """Whether each run came in one call; a short read or an error is for the general way to judge."""
-        for file, offset, views, num_bytes in self._reads:
-            try:
-                if os.preadv(file.descriptor, views, offset) != num_bytes:
-                    return False
-            except OSError:
-                return False
-            file.check_unchanged()
-        return True
 
 
 @dataclass(frozen=True, slots=True)
