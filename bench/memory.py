@@ -19,7 +19,7 @@ from runtime.api import Limits, load, make_plan
 from runtime.host import process_bytes
 
 NUM_TOKENS = 1000
-PROMPT = "def fibonacci(n):\n    "
+PROMPT_TOKENS = 600  # longer than the widest prefill chunk, so that the widest pass is run
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
         options.models,
     )
     print_header("memory", folder)
-    context_tokens = options.tokens + 16
+    context_tokens = options.tokens + PROMPT_TOKENS + 8
     plan = make_plan(
         folder, limits=Limits(device=options.device_memory), context_tokens=context_tokens, link="disk:cached"
     )
@@ -81,7 +81,8 @@ def generate(plan: Plan, num_tokens: int) -> dict[str, int]:
     early_bytes = 0
     with load(plan=plan) as engine:
         engine.end_tokens = frozenset()
-        for index, _ in enumerate(engine.generate(PROMPT, max_tokens=num_tokens)):
+        prompt = [index % 1000 for index in range(min(PROMPT_TOKENS, plan.context_tokens - num_tokens - 1))]
+        for index, _ in enumerate(engine.generate(prompt, max_tokens=num_tokens)):
             if index == 32:
                 early_bytes = process_bytes("VmRSS")
         after_bytes = process_bytes("VmRSS")

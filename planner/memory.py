@@ -8,7 +8,7 @@ from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import DTYPE_BYTES, Dtype
 
 CUDA_OVERHEAD_BYTES = 640 * 2**20  # context, kernels and library workspaces; estimated
-HOST_OVERHEAD_BYTES = 24 * 2**20  # on the host: kernels made for the target's shapes, tokenizer, threads
+HOST_OVERHEAD_BYTES = 27 * 2**20  # on the host: kernels made for the target's shapes, tokenizer, threads
 DRAFT_HOST_OVERHEAD_BYTES = 12 * 2**20  # the same, of a draft
 MARGIN_FRAC = 0.01
 

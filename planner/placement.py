@@ -27,7 +27,7 @@ def place_units(target: ModelShape, room_bytes: int, dtype: Dtype, num_slots: in
     """All units of a decoder: resident where everything fits, else slots first and residents from what is left."""
     if _resident_bytes(target, dtype) <= room_bytes:
         everything = set(range(target.num_layers))
-        head = _head_units(target, dtype, target.vocab_size, target.head_params * DTYPE_BYTES[dtype])
+        head = _head_units(target, dtype, target.vocab_size, align(target.head_params * DTYPE_BYTES[dtype]))
         return [_embedding_unit(target, dtype, "resident"), *_layer_units(target, dtype, everything), *head]
     slot_bytes = _slot_bytes(target, dtype)
     room_bytes -= num_slots * slot_bytes
@@ -59,10 +59,9 @@ def choose_sources(
         return list(units), None
     largest_bytes = max((unit.dense_bytes for unit in wanted if unit.kind != "embedding"), default=0)
     staging = Staging(num_buffers=_NUM_STAGING_BUFFERS, buffer_bytes=largest_bytes) if largest_bytes else None
-    if sum(unit.dense_bytes for unit in wanted) <= host_bytes:
+    if sum(unit.dense_bytes for unit in wanted) + _passing_bytes(units, link, None) <= host_bytes:
         staging = None
-    elif staging is not None:
-        host_bytes -= staging.num_buffers * staging.buffer_bytes
+    host_bytes -= _passing_bytes(units, link, staging)
     chosen = []
     for unit in sorted(wanted, key=lambda unit: unit.kind == "embedding"):
         if unit.dense_bytes <= host_bytes:
@@ -75,20 +74,21 @@ def choose_sources(
 
 
 def host_memory(units: Sequence[Unit], staging: Staging | None, link: LinkChoice) -> HostMemory:
-    """Host bytes of what lies in host memory, and of the staging buffers.
-
-    To a device of its own, each resident passes through host memory once, before the staging buffers are made.
-    """
-    staging_bytes = 0 if staging is None else staging.num_buffers * staging.buffer_bytes
-    if link.kind == "cuda":
-        residents = [unit.dense_bytes for unit in units if unit.placement == "resident"]
-        staging_bytes = max(staging_bytes, *residents, 0)
+    """Host bytes of what lies in host memory, and of what only passes through it."""
     in_ram = [unit for unit in units if unit.source == "ram"]
     return HostMemory(
         host_weights_bytes=sum(unit.dense_bytes for unit in in_ram if unit.kind != "embedding"),
         host_embedding_bytes=sum(unit.dense_bytes for unit in in_ram if unit.kind == "embedding"),
-        host_staging_bytes=staging_bytes,
+        host_staging_bytes=_passing_bytes(units, link, staging),
     )
+
+
+def _passing_bytes(units: Sequence[Unit], link: LinkChoice, staging: Staging | None) -> int:
+    """Host bytes of the staging buffers, or of the largest resident on its way to a device, which comes before them."""
+    staging_bytes = 0 if staging is None else staging.num_buffers * staging.buffer_bytes
+    if link.kind != "cuda":
+        return staging_bytes
+    return max([staging_bytes, *(unit.dense_bytes for unit in units if unit.placement == "resident")])
 
 
 def _slot_bytes(target: ModelShape, dtype: Dtype) -> int:
@@ -97,8 +97,9 @@ def _slot_bytes(target: ModelShape, dtype: Dtype) -> int:
 
 def _resident_bytes(target: ModelShape, dtype: Dtype) -> int:
     """Bytes of all units, a tied table counted once."""
-    tables = target.head_params + (0 if target.is_tied else target.embedding_params)
-    return sum(layer.region_bytes(dtype) for layer in target.layers) + align(tables * DTYPE_BYTES[dtype])
+    tables = (target.head_params, 0 if target.is_tied else target.embedding_params)
+    layers_bytes = sum(layer.region_bytes(dtype) for layer in target.layers)
+    return layers_bytes + sum(align(num_params * DTYPE_BYTES[dtype]) for num_params in tables)
 
 
 def _spread_residents(target: ModelShape, dtype: Dtype, room_bytes: int) -> set[int]:

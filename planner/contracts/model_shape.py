@@ -244,10 +244,22 @@ def _text_config(config: dict[str, object]) -> dict[str, object]:
     return {**config, **nested} if isinstance(nested, dict) else config
 
 
+_OLDER_NAMES = {
+    "num_hidden_layers": ("n_layer", "n_layers", "num_layers"),
+    "hidden_size": ("n_embd", "n_embed", "d_model"),
+    "num_attention_heads": ("n_head", "n_heads"),
+    "max_position_embeddings": ("n_positions", "n_ctx", "max_seq_len", "seq_length"),
+    "intermediate_size": ("n_inner", "ffn_dim"),
+}
+
+
 def _integer(config: dict[str, object], key: str, default: int | None = None, *, least: int = 0) -> int:
-    value = config.get(key)
+    names = (key, *_OLDER_NAMES.get(key, ()))
+    value = next((config[name] for name in names if config.get(name) is not None), None)
     if value is None and default is not None:
         return default
+    if isinstance(value, list) and value and all(isinstance(entry, int) for entry in value):
+        value = max(value)  # one size a layer; the widest bounds them all
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**40:
         raise BadInputError(
             "config.json does not describe a decoder",

@@ -24,7 +24,9 @@ from planner.contracts.safetensors_header import TensorEntry
 from runtime.link.source import OpenFile
 
 TORCH_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_IGNORED = re.compile(r"rotary_emb\.inv_freq$|attn\.masked_bias$|attention\.(bias|masked_bias)$|vision|visual|audio")
+_IGNORED = re.compile(
+    r"rotary_emb\.inv_freq$|attn\.(bias|masked_bias)$|attention\.(bias|masked_bias)$|vision|visual|audio"
+)
 
 
 @dataclass(frozen=True, slots=True)

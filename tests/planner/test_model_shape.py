@@ -389,3 +389,13 @@ def test_shape_is_read_without_torch() -> None:
         [sys.executable, "-c", script, demo_folder("target")], capture_output=True, text=True, check=False, timeout=60
     )
     assert (run.stdout, run.stderr) == ("12\n[]\n", "")
+
+
+def test_older_names_of_the_sizes_are_read(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    config = GPT2Config(n_layer=3, n_embd=32, n_head=2, vocab_size=64, n_positions=48)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    shape = ModelShape.from_config(tmp_path)
+    assert (shape.num_layers, shape.hidden_size, shape.num_heads, shape.max_context_tokens) == (3, 32, 2, 48)
+    assert shape.is_tied

@@ -176,7 +176,7 @@ def test_streamed_logits_are_bit_equal_in_every_setting(family: str, dtype: Dtyp
             assert are_equal(cached_logits(streamed), expected), setting
 
 
-@EVERY_FAMILY
+@SOME_FAMILIES
 def test_plans_made_for_a_budget_are_bit_equal_too(family: str, tiny_model: TinyModel) -> None:
     folder = tiny_model(family)
     expected = stock_logits(resident(folder))
