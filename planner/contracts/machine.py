@@ -39,4 +39,5 @@ class Machine(ContractFile):
     devices: tuple[MachineDevice, ...] = Field(min_length=1)
     host_memory_bytes: Quantity
     host_memory_bytes_per_s: Quantity | None = None
+    host_matmul_flops_per_s: Quantity | None = None  # of the CPU, in 16 bits
     links: tuple[MachineLink, ...] = ()

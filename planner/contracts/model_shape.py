@@ -23,20 +23,27 @@ REGION_ALIGN_BYTES = 256
 KV_SLACK_TOKENS = 128  # a sliding window keeps so many more, so that rejected tokens can be rolled back
 
 LayerKind = Literal["full", "sliding", "recurrent"]
+LayerPart = Literal["attention", "mlp", "expert", "rest"]
 
 _STORED_DTYPES: dict[str, Dtype] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
 _LAYER = re.compile(r"^(?P<prefix>.*?)\.(?P<index>[0-9]{1,9})\.(?P<rest>.+)$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 _RECURRENCE = re.compile(r"\.A_log$")  # the decay of a Mamba or a gated delta rule; not every config names such layers
+_PARTS: tuple[tuple[LayerPart, re.Pattern[str]], ...] = (  # the first that a tensor's name within its layer matches
+    ("expert", re.compile(r"(^|\.)experts(\.|$)")),
+    ("mlp", re.compile(r"^(mlp|feed_forward|ffn|block_sparse_moe|shared_expert|shared_mlp)(\.|$)")),
+    ("attention", re.compile(r"^(self_attn|self_attention|attention|attn|linear_attn|mixer|mamba|conv)(\.|$)")),
+)
 _OTHER_TOWERS = ("vision", "visual", "audio", "multi_modal", "image", "mtp.")
 
 
 class TensorGroup(Contract):
-    """`count` tensors of `num_params` parameters each."""
+    """`count` tensors of `num_params` parameters each, of one part of a layer."""
 
     num_params: int = Field(ge=0)
     count: int = Field(ge=1)
+    part: LayerPart = "rest"
 
 
 class LayerShape(Contract):
@@ -46,13 +53,20 @@ class LayerShape(Contract):
     kind: LayerKind
     window_tokens: int | None = None
 
-    def wire_bytes(self, dtype: Dtype) -> int:
-        """Bytes of the layer's tensors, unpadded."""
-        return sum(group.num_params * group.count for group in self.tensors) * DTYPE_BYTES[dtype]
+    def num_params(self, *parts: LayerPart) -> int:
+        """Parameters of some parts of the layer, or of all."""
+        return sum(group.num_params * group.count for group in self._groups(parts))
 
-    def region_bytes(self, dtype: Dtype) -> int:
-        """Bytes of a region that holds the layer, every tensor aligned; never less than the runtime's own layout."""
-        return sum(align(group.num_params * DTYPE_BYTES[dtype]) * group.count for group in self.tensors)
+    def wire_bytes(self, dtype: Dtype, *parts: LayerPart) -> int:
+        """Bytes of the tensors, unpadded."""
+        return self.num_params(*parts) * DTYPE_BYTES[dtype]
+
+    def region_bytes(self, dtype: Dtype, *parts: LayerPart) -> int:
+        """Bytes of a region that holds them, every tensor aligned; never less than the runtime's own layout."""
+        return sum(align(group.num_params * DTYPE_BYTES[dtype]) * group.count for group in self._groups(parts))
+
+    def _groups(self, parts: tuple[LayerPart, ...]) -> list[TensorGroup]:
+        return [group for group in self.tensors if not parts or group.part in parts]
 
 
 class ModelShape(ContractFile):
@@ -168,9 +182,9 @@ def kv_capacity_tokens(context_tokens: int, window_tokens: int | None) -> int:
 class _Grouped(Contract):
     """A checkpoint's tensors, each where it belongs."""
 
-    layers: tuple[tuple[int, ...], ...]
+    layers: tuple[tuple[tuple[LayerPart, int], ...], ...]
     recurrent: frozenset[int]
-    rest: tuple[int, ...]
+    rest: tuple[tuple[LayerPart, int], ...]
     embedding: TensorGroup
     head: TensorGroup | None
 
@@ -180,15 +194,16 @@ class _Grouped(Contract):
         if num_layers > len(text):
             raise _other_decoder(f"num_hidden_layers is {num_layers}, and it has {len(text)} tensors")
         prefix = _layer_prefix(text)
-        layers: list[list[int]] = [[] for _ in range(num_layers)]
+        layers: list[list[tuple[LayerPart, int]]] = [[] for _ in range(num_layers)]
         recurrent = set()
-        rest, tables = [], {}
+        rest: list[tuple[LayerPart, int]] = []
+        tables = {}
         for entry in text:
             match = _LAYER.match(entry.name)
             if match is not None and match["prefix"] == prefix:
                 if int(match["index"]) >= num_layers:
                     continue  # a multi-token-prediction layer behind the decoder's own: not loaded
-                layers[int(match["index"])].append(_num_params(entry))
+                layers[int(match["index"])].append((_part(match["rest"]), _num_params(entry)))
                 if _RECURRENCE.search(entry.name):
                     recurrent.add(int(match["index"]))
             elif _EMBEDDING.search(entry.name):
@@ -196,7 +211,7 @@ class _Grouped(Contract):
             elif _HEAD.search(entry.name):
                 tables["head"] = TensorGroup(num_params=_num_params(entry), count=1)
             else:
-                rest.append(_num_params(entry))
+                rest.append(("rest", _num_params(entry)))
         missing = [index for index, layer in enumerate(layers) if not layer]
         if missing or "embedding" not in tables:
             lacking = f"decoder layer {missing[0]}" if missing else "the token embedding"
@@ -235,8 +250,15 @@ def _other_decoder(why: str) -> BadInputError:
     )
 
 
-def _counted(sizes: Iterable[int]) -> tuple[TensorGroup, ...]:
-    return tuple(TensorGroup(num_params=size, count=count) for size, count in sorted(Counter(sizes).items()))
+def _part(name: str) -> LayerPart:
+    """The part of its layer that a tensor belongs to, by its name within the layer."""
+    return next((part for part, pattern in _PARTS if pattern.search(name)), "rest")
+
+
+def _counted(sizes: Iterable[tuple[LayerPart, int]]) -> tuple[TensorGroup, ...]:
+    return tuple(
+        TensorGroup(num_params=size, count=count, part=part) for (part, size), count in sorted(Counter(sizes).items())
+    )
 
 
 def _text_config(config: dict[str, object]) -> dict[str, object]:

@@ -24,7 +24,8 @@ class Unit(Contract):
     """The smallest thing with a placement of its own.
 
     `host` means computed (or, for the embedding, gathered) where it lies in host memory; `source` is where its bytes
-    are read from in each pass: host memory, or the checkpoint on disk.
+    are read from in each pass: host memory, or the checkpoint on disk. `copy_s` and `compute_s` are what the plan
+    predicts for one verify pass; the embedding's holds all of a pass that belongs to no other unit.
     """
 
     kind: UnitKind
@@ -35,6 +36,8 @@ class Unit(Contract):
     wire_bytes: int = Field(ge=0)
     dense_bytes: int = Field(ge=0)
     rows: tuple[int, int] | None = None  # of the head's weight, for a head chunk: first row, row after the last
+    copy_s: float | None = Field(default=None, ge=0)
+    compute_s: float | None = Field(default=None, ge=0)
 
 
 class NoDraft(Contract):
@@ -170,8 +173,16 @@ class ModelRef(Contract):
     fingerprint: str
 
 
+class Workload(Contract):
+    """The request that a prediction holds for."""
+
+    prompt_tokens: int = Field(ge=1)
+    new_tokens: int = Field(ge=1)
+    domain: str | None = None  # of the recorded texts; None: all of them
+
+
 class Plan(ContractFile):
-    """How one target runs on one machine."""
+    """How one target runs on one machine. `predicted` is the median; each field of p10 and p90 is its own quantile."""
 
     target: ModelRef
     dtype: Dtype
@@ -186,6 +197,9 @@ class Plan(ContractFile):
     units: tuple[Unit, ...] = Field(min_length=1)
     memory: MemorySplit
     predicted: Performance
+    predicted_p10: Performance | None = None
+    predicted_p90: Performance | None = None
+    workload: Workload | None = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

@@ -1,10 +1,34 @@
-"""Profile: what was measured on one machine with one target and draft, before anything is planned."""
+"""Profile: what is known of one machine, target and drafts before anything is planned, and how it is known.
 
-from pydantic import Field
+Measured by `planner profile`, or estimated from a catalogue entry; the planner reads both alike, and an estimate says
+so in `kind`. Times are medians with quartiles, so that an interval follows from them.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from planner.contracts.base import Contract, ContractFile
 from planner.contracts.machine import Machine
-from planner.contracts.plan import UnitKind
+from planner.contracts.model_shape import ModelShape
+from planner.contracts.plan import Dtype, UnitKind
+
+LinkName = Literal[
+    "disk:cached", "disk:direct", "cuda", "cuda:pageable", "cuda:device_to_host", "host_memory", "emulated"
+]
+Processor = Literal["device", "host"]
+MemoryPart = Literal["host_overhead", "draft_host_overhead", "device_overhead"]
+
+_Ints = Annotated[
+    tuple[int, ...],
+    BeforeValidator(lambda value: tuple(map(int, value.split())) if isinstance(value, str) else value),
+    PlainSerializer(lambda value: " ".join(map(str, value)), return_type=str),
+]
+_Shares = Annotated[
+    tuple[float, ...],
+    BeforeValidator(lambda value: tuple(map(float, value.split())) if isinstance(value, str) else value),
+    PlainSerializer(lambda value: " ".join(f"{share:.4g}" for share in value), return_type=str),
+]
 
 
 class Spread(Contract):
@@ -19,36 +43,96 @@ class Spread(Contract):
 class LinkMeasurement(Contract):
     """Seconds of one copy of `num_bytes`; `loaded` means that the device or the CPU computed at the same time."""
 
-    link: str
+    link: LinkName
     num_bytes: int = Field(gt=0)
     loaded: bool
     duration_s: Spread
 
 
 class ComputeMeasurement(Contract):
-    """Seconds that one unit computes for `num_tokens` at `context_tokens`, weights cold in cache."""
+    """Seconds that one unit computes for `num_tokens` after `context_tokens`, weights cold in cache.
 
-    unit: UnitKind
+    `unit` is a unit of the plan, `pass` for all of a pass that belongs to no unit (embedding, masks, norms), or `round`
+    for what a round takes beside its pass and its draft (judging and accepting). `index` is the first unit of its kind
+    of that shape; `num_rows` belongs to head chunks. `load_bytes_per_s` is what the copy lane moved meanwhile.
+    """
+
+    unit: UnitKind | Literal["pass", "round"]
+    index: int = Field(default=0, ge=0)
+    num_rows: int | None = Field(default=None, gt=0)
+    processor: Processor = "device"
+    load_bytes_per_s: float = Field(default=0.0, ge=0)
     num_tokens: int = Field(gt=0)
     context_tokens: int = Field(ge=0)
     duration_s: Spread
 
 
+class DraftMeasurement(Contract):
+    """Seconds of one pass of a draft as it is deployed, over `num_tokens` after `context_tokens`, its pick included."""
+
+    fingerprint: str
+    processor: Processor = "device"
+    load_bytes_per_s: float = Field(default=0.0, ge=0)
+    num_tokens: int = Field(gt=0)
+    context_tokens: int = Field(ge=0)
+    duration_s: Spread
+
+
+class MemoryMeasurement(Contract):
+    """Bytes that the system or the device counts beside weights, caches and activations."""
+
+    part: MemoryPart
+    num_bytes: int = Field(ge=0)
+
+
 class AcceptanceRecording(Contract):
-    """Teacher-forced replay of one prompt: per position, the rank of the target's token in the draft's list."""
+    """Teacher-forced replay of one prompt: a target's greedy text, and what a draft makes of each of its positions.
+
+    Per position of the text: the `rank` of the target's token in the draft's list (0 is its first choice), the draft's
+    probability of it, the overlap `sum(min(p, q))` of both distributions; and, of the text alone, the length of the
+    longest earlier match that ends here and whether what followed it then is what follows now. The text itself is kept
+    only where it was asked for.
+    """
 
     domain: str
-    ranks: tuple[int, ...]
-    draft_probs: tuple[float, ...]
+    prompt_tokens: int = Field(ge=1)
+    fingerprint: str | None = None  # of the draft; None: of the text alone
+    ranks: _Ints = ()
+    draft_probs: _Shares = ()
+    overlaps: _Shares = ()
+    match_lengths: _Ints = ()
+    match_hits: _Ints = ()  # 1 where the continuation of the longest match was right
+    text: str | None = None
+
+
+class AcceptanceCurve(Contract):
+    """Published acceptance of a draft for a target on one kind of text, where nothing was recorded."""
+
+    target: str
+    draft: str
+    domain: str
+    survival: tuple[float, ...] = Field(min_length=1)  # S_1, S_2, ...; beyond the last the hazard stays
+    is_same_pair: bool  # published of this very pair, not of a similar one
+    source: str
 
 
 class Profile(ContractFile):
-    """Measured tables that the planner interpolates; the fingerprints say for what they hold."""
+    """Tables that the planner interpolates; the fingerprints say for what they hold."""
 
+    kind: Literal["measured", "estimated"]
+    created: str  # ISO 8601, UTC
     machine: Machine
-    target_fingerprint: str
-    draft_fingerprint: str | None = None
+    machine_fingerprint: str
     versions: dict[str, str]
+    num_threads: int = Field(ge=1)  # of the CPU, that compute
+    target: ModelShape
+    drafts: tuple[ModelShape, ...] = ()
+    dtype: Dtype
     links: tuple[LinkMeasurement, ...] = ()
     compute: tuple[ComputeMeasurement, ...] = ()
+    draft_passes: tuple[DraftMeasurement, ...] = ()
+    memory: tuple[MemoryMeasurement, ...] = ()
     acceptance: tuple[AcceptanceRecording, ...] = ()
+    curves: tuple[AcceptanceCurve, ...] = ()
+    drift_frac: float | None = Field(default=None, ge=0)  # of the sentinel, between the start and the end
+    notes: tuple[str, ...] = ()

@@ -104,13 +104,18 @@ SHAPE = ModelShape(
 )
 SPREAD = Spread(p25=1e-3, median=2e-3, p75=3e-3, num_samples=9)
 PROFILE = Profile(
+    kind="measured",
+    created="2026-11-20T12:00:00Z",
     machine=MACHINE,
-    target_fingerprint="0" * 32,
-    draft_fingerprint="1" * 32,
+    machine_fingerprint="2" * 32,
+    num_threads=8,
+    target=SHAPE,
+    drafts=(SHAPE,),
+    dtype="bf16",
     versions={"torch": "2.13"},
     links=(LinkMeasurement(link="cuda", num_bytes=2**20, loaded=True, duration_s=SPREAD),),
     compute=(ComputeMeasurement(unit="layer", num_tokens=4, context_tokens=0, duration_s=SPREAD),),
-    acceptance=(AcceptanceRecording(domain="code", ranks=(0, 3), draft_probs=(0.5, 0.25)),),
+    acceptance=(AcceptanceRecording(domain="code", prompt_tokens=3, ranks=(0, 3), draft_probs=(0.5, 0.25)),),
 )
 MEMORY = MemorySplit(
     residents_bytes=100,

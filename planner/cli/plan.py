@@ -1,7 +1,4 @@
-"""The command `planner`: decides how a model runs here, and shows what was decided.
-
-Nothing heavy is imported before a command runs, so that help is instant.
-"""
+"""`planner plan`: fits a model to memory budgets without predicting its speed."""
 
 import sys
 from pathlib import Path
@@ -9,22 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from planner.console import EXIT_CODES, run
 
-app = typer.Typer(
-    help="Plan how a model larger than its device's memory runs.",
-    epilog=EXIT_CODES,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-
-
-@app.callback()
-def _commands() -> None:
-    """Keep `plan` a subcommand while it is the only one."""
-
-
-@app.command(epilog=EXIT_CODES)
 def plan(
     target: Annotated[str, typer.Argument(help="The big model: a folder or a hub id (owner/name@revision).")],
     draft: Annotated[str | None, typer.Option("--draft", "-md", help="A small model with the same tokenizer.")] = None,
@@ -65,8 +47,3 @@ def plan(
         sys.stdout.write(made.to_json())
     else:
         made.write(out)
-
-
-def main() -> None:
-    """The console script."""
-    run(app)

@@ -1,0 +1,29 @@
+"""The command `planner`: measures, decides how a model runs here, and shows what was decided.
+
+One module per subcommand. Nothing heavy is imported before a command runs, so that help is instant.
+"""
+
+import typer
+
+from planner.cli.plan import plan
+from planner.console import EXIT_CODES, run
+
+app = typer.Typer(
+    help="Plan how a model larger than its device's memory runs.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _commands() -> None:
+    """Keep `plan` a subcommand while it is the only one."""
+
+
+app.command(epilog=EXIT_CODES)(plan)
+
+
+def main() -> None:
+    """The console script."""
+    run(app)
