@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ class RandomLlama:
     num_heads: int
     num_kv_heads: int
     vocab_size: int
+    is_decisive: bool = False  # each token has one clear successor, `successor` of it
 
 
 SMALL = RandomLlama(
@@ -61,6 +62,24 @@ TINY_LAYERS = RandomLlama(
 )
 
 
+DECISIVE = replace(SMALL, name="llama-0.7GB-decisive", is_decisive=True)
+DECISIVE_DRAFT = replace(
+    DECISIVE,
+    name="llama-30MB-decisive",
+    num_layers=6,
+    hidden_size=512,
+    intermediate_size=1024,
+    num_heads=8,
+    num_kv_heads=4,
+)
+_QUIET = ("self_attn.o_proj.weight", "mlp.down_proj.weight")  # what layers add to the residual stream
+
+
+def successor(token: int, vocab_size: int) -> int:
+    """The token that a decisive model writes after a token."""
+    return (7 * token + 3) % vocab_size
+
+
 def make_checkpoint(sizes: RandomLlama, folder: Path) -> Path:
     """A checkpoint of random weights below the folder, sharded by layer, with the demo pair's tokenizer."""
     target = folder / sizes.name
@@ -81,12 +100,25 @@ def make_checkpoint(sizes: RandomLlama, folder: Path) -> Path:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     generator = torch.Generator().manual_seed(0)
     tensors = {name: _random(tensor.shape, generator) for name, tensor in model.state_dict().items()}
+    if sizes.is_decisive:
+        _decide(tensors, sizes.vocab_size)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (target / name).write_bytes((demo_folder("target") / name).read_bytes())
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(target)
     return target
+
+
+def _decide(tensors: dict[str, torch.Tensor], vocab_size: int) -> None:
+    """Let the head's row of each successor be the token's own embedding, and the layers add next to nothing."""
+    embedding_VH = tensors["model.embed_tokens.weight"]
+    head_VH = torch.empty_like(embedding_VH)
+    head_VH[[successor(token, vocab_size) for token in range(vocab_size)]] = embedding_VH
+    tensors["lm_head.weight"] = head_VH
+    for name, tensor in tensors.items():
+        if name.endswith(_QUIET):
+            tensor *= 0.01
 
 
 def _random(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:

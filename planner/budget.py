@@ -11,10 +11,10 @@ from planner.contracts.model_shape import ModelShape
 from planner.contracts.performance import Performance
 from planner.contracts.plan import ChainDraft, Device, Dtype, LinkChoice, MemorySplit, ModelRef, NoDraft, Plan
 from planner.contracts.quantities import format_bytes
-from planner.memory import CUDA_OVERHEAD_BYTES, MARGIN_FRAC, activation_bytes, host_overhead_bytes
-from planner.placement import choose_sources, host_memory, place_units, smallest_bytes
+from planner.memory import DEFAULT_OVERHEADS, MARGIN_FRAC, Overheads, activation_bytes
+from planner.placement import choose_residents, choose_sources, host_memory, smallest_bytes, units_of
 
-_PREFILL_CHUNKS_TOKENS = (512, 256, 128, 64, 32, 16)
+PREFILL_CHUNKS_TOKENS = (512, 256, 128, 64, 32, 16)
 _PREFILL_BUDGET_FRAC = 1 / 8
 
 
@@ -42,6 +42,9 @@ class Wishes:
     device: str
     num_slots: int = 2
     prefill_chunk_tokens: int | None = None
+    most_residents: int | None = None  # layers
+    draft_on_host: bool = False  # where the device is another one than the CPU
+    overheads: Overheads = DEFAULT_OVERHEADS
 
 
 def plan_for_budget(target: ModelShape, draft: ModelShape | None, budget: Budget, wishes: Wishes) -> Plan:
@@ -52,12 +55,13 @@ def plan_for_budget(target: ModelShape, draft: ModelShape | None, budget: Budget
     """
     _check_context(target, wishes)
     wishes = replace(wishes, prefill_chunk_tokens=_prefill_chunk(target, draft, budget, wishes))
-    fixed = _fixed_memory(target, draft, wishes)
+    fixed = fixed_memory(target, draft, wishes)
     _check_draft(draft, fixed, budget, wishes)
     _check_room(target, fixed, budget, wishes)
-    room_bytes = _room_bytes(target, fixed, budget, wishes)
-    placed = place_units(target, room_bytes, wishes.dtype, wishes.num_slots)
-    units, staging = choose_sources(target, placed, wishes.link, budget.host_bytes - fixed.host_overhead_bytes)
+    room = room_bytes(target, fixed, budget, wishes)
+    placement = choose_residents(target, room, wishes.dtype, wishes.num_slots, wishes.most_residents)
+    placed = units_of(target, wishes.dtype, placement)
+    units, staging = choose_sources(target, placed, wishes.link, budget.host_bytes - fixed.host_bytes)
     residents = [unit for unit in units if unit.placement == "resident"]
     streamed = [unit for unit in units if unit.placement == "streamed"]
     num_slots = min(wishes.num_slots, len(streamed))
@@ -75,7 +79,7 @@ def plan_for_budget(target: ModelShape, draft: ModelShape | None, budget: Budget
         dtype=wishes.dtype,
         context_tokens=wishes.context_tokens,
         prefill_chunk_tokens=wishes.prefill_chunk_tokens or 1,
-        devices=(Device(name=wishes.device, budget_bytes=budget.device_bytes),),
+        devices=_devices(draft, budget, wishes),
         link=wishes.link,
         slots=num_slots,
         staging=staging,
@@ -103,7 +107,21 @@ def _check_context(target: ModelShape, wishes: Wishes) -> None:
 def _chain(draft: ModelShape | None, wishes: Wishes) -> NoDraft | ChainDraft:
     if draft is None:
         return NoDraft()
-    return ChainDraft(model=draft.name, fingerprint=draft.fingerprint, draft_len=wishes.draft_len, dtype=wishes.dtype)
+    return ChainDraft(
+        model=draft.name,
+        fingerprint=draft.fingerprint,
+        draft_len=wishes.draft_len,
+        dtype=wishes.dtype,
+        device=1 if wishes.draft_on_host else 0,
+    )
+
+
+def _devices(draft: ModelShape | None, budget: Budget, wishes: Wishes) -> tuple[Device, ...]:
+    """The device that verifies, and the host where it drafts beside another device."""
+    verifying = Device(name=wishes.device, budget_bytes=budget.device_bytes)
+    if draft is None or not wishes.draft_on_host:
+        return (verifying,)
+    return verifying, Device(name="cpu", budget_bytes=budget.host_bytes)
 
 
 def _prefill_chunk(target: ModelShape, draft: ModelShape | None, budget: Budget, wishes: Wishes) -> int:
@@ -111,12 +129,13 @@ def _prefill_chunk(target: ModelShape, draft: ModelShape | None, budget: Budget,
     if wishes.prefill_chunk_tokens is not None:
         return min(wishes.prefill_chunk_tokens, wishes.context_tokens)
     target_bytes = min(budget.device_bytes, budget.target_bytes or budget.device_bytes)
-    for num_tokens in _PREFILL_CHUNKS_TOKENS:
+    for num_tokens in PREFILL_CHUNKS_TOKENS:
         asked = replace(wishes, prefill_chunk_tokens=min(num_tokens, wishes.context_tokens))
-        fixed = _fixed_memory(target, draft, asked)
-        room_bytes = _room_bytes(target, fixed, budget, asked)
+        fixed = fixed_memory(target, draft, asked)
         is_small = fixed.activations_bytes <= _PREFILL_BUDGET_FRAC * target_bytes
-        if is_small and room_bytes >= smallest_bytes(target, wishes.dtype, wishes.num_slots):
+        if is_small and room_bytes(target, fixed, budget, asked) >= smallest_bytes(
+            target, wishes.dtype, wishes.num_slots
+        ):
             break
     return min(num_tokens, wishes.context_tokens)
 
@@ -133,21 +152,25 @@ def _activations(target: ModelShape, wishes: Wishes, prefill_chunk_tokens: int) 
     )
 
 
-def _fixed_memory(target: ModelShape, draft: ModelShape | None, wishes: Wishes) -> MemorySplit:
+def fixed_memory(target: ModelShape, draft: ModelShape | None, wishes: Wishes) -> MemorySplit:
     """Every part that does not depend on which layers are resident; those are left at zero."""
+    draft_bytes = 0 if draft is None else draft.weights_bytes(wishes.dtype)
+    draft_kv_bytes = 0 if draft is None else draft.kv_bytes(wishes.context_tokens, wishes.dtype)
+    overheads, on_host = wishes.overheads, wishes.draft_on_host
     return MemorySplit(
         residents_bytes=0,
         slots_bytes=0,
-        draft_bytes=0 if draft is None else draft.weights_bytes(wishes.dtype),
+        draft_bytes=0 if on_host else draft_bytes,
         target_kv_bytes=target.kv_bytes(wishes.context_tokens, wishes.dtype),
-        draft_kv_bytes=0 if draft is None else draft.kv_bytes(wishes.context_tokens, wishes.dtype),
+        draft_kv_bytes=0 if on_host else draft_kv_bytes,
         activations_bytes=_activations(target, wishes, wishes.prefill_chunk_tokens or 1),
-        overhead_bytes=CUDA_OVERHEAD_BYTES if wishes.link.kind == "cuda" else 0,
+        overhead_bytes=overheads.device_bytes if wishes.link.kind == "cuda" else 0,
         margin_bytes=0,
         host_weights_bytes=0,
         host_embedding_bytes=0,
         host_staging_bytes=0,
-        host_overhead_bytes=host_overhead_bytes(has_draft=draft is not None),
+        host_overhead_bytes=overheads.host_bytes + (0 if draft is None else overheads.draft_host_bytes),
+        host_draft_bytes=draft_bytes + draft_kv_bytes if on_host else 0,
     )
 
 
@@ -155,7 +178,8 @@ def _margin_bytes(num_bytes: int) -> int:
     return math.ceil(num_bytes * MARGIN_FRAC)
 
 
-def _draft_needs_bytes(fixed: MemorySplit) -> int:
+def draft_needs_bytes(fixed: MemorySplit) -> int:
+    """Device bytes of the draft with its share of the margin."""
     num_bytes = fixed.draft_bytes + fixed.draft_kv_bytes
     return num_bytes + _margin_bytes(num_bytes)
 
@@ -164,9 +188,9 @@ def _target_fixed_bytes(target: ModelShape, fixed: MemorySplit, wishes: Wishes) 
     return fixed.device_bytes - fixed.draft_bytes - fixed.draft_kv_bytes + target.rest_bytes(wishes.dtype)
 
 
-def _room_bytes(target: ModelShape, fixed: MemorySplit, budget: Budget, wishes: Wishes) -> int:
+def room_bytes(target: ModelShape, fixed: MemorySplit, budget: Budget, wishes: Wishes) -> int:
     """Bytes left for slots and residents; negative where not even the rest fits."""
-    target_bytes = budget.device_bytes - _draft_needs_bytes(fixed)
+    target_bytes = budget.device_bytes - draft_needs_bytes(fixed)
     if budget.target_bytes is not None:
         target_bytes = min(target_bytes, budget.target_bytes)
     usable_bytes = math.floor(target_bytes / (1 + MARGIN_FRAC))
@@ -176,7 +200,7 @@ def _room_bytes(target: ModelShape, fixed: MemorySplit, budget: Budget, wishes: 
 
 
 def _check_draft(draft: ModelShape | None, fixed: MemorySplit, budget: Budget, wishes: Wishes) -> None:
-    draft_bytes = _draft_needs_bytes(fixed)
+    draft_bytes = draft_needs_bytes(fixed)
     if draft is not None and budget.draft_bytes is not None and draft_bytes > budget.draft_bytes:
         raise NoFeasiblePlanError(
             f"the draft needs {format_bytes(draft_bytes)} and may take {format_bytes(budget.draft_bytes)}",
@@ -189,13 +213,13 @@ def _check_draft(draft: ModelShape | None, fixed: MemorySplit, budget: Budget, w
 def _check_room(target: ModelShape, fixed: MemorySplit, budget: Budget, wishes: Wishes) -> None:
     """Raises: NoFeasiblePlanError, where not even the slots fit, with the bytes of each part and what would fit."""
     slots_bytes = smallest_bytes(target, wishes.dtype, wishes.num_slots)
-    if _room_bytes(target, fixed, budget, wishes) >= slots_bytes:
+    if room_bytes(target, fixed, budget, wishes) >= slots_bytes:
         return
     needed_bytes = _target_fixed_bytes(target, fixed, wishes) + slots_bytes
     needed_bytes += _margin_bytes(needed_bytes)
     shortages = {
         "--target-memory": (budget.target_bytes, needed_bytes),
-        "--device-memory": (budget.device_bytes, needed_bytes + _draft_needs_bytes(fixed)),
+        "--device-memory": (budget.device_bytes, needed_bytes + draft_needs_bytes(fixed)),
     }
     short = {flag: (limit, needed) for flag, (limit, needed) in shortages.items() if limit and limit < needed}
     flags = " and ".join(f"{flag} {_as_flag(needed)}" for flag, (_, needed) in short.items())

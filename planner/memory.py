@@ -4,8 +4,13 @@ Weights and caches are counted exactly. Activations are a bound from the shapes 
 they were held against measured peaks (docs/LOG.md). The overhead of a CUDA context is an estimate.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import DTYPE_BYTES, Dtype
+from planner.contracts.profile import MemoryMeasurement
 
 CUDA_OVERHEAD_BYTES = 640 * 2**20  # context, kernels and library workspaces; estimated
 HOST_OVERHEAD_BYTES = 27 * 2**20  # on the host: kernels made for the target's shapes, tokenizer, threads
@@ -35,9 +40,26 @@ def activation_bytes(
     return residual + max(projections + repeated_keys + mask + scores, mlp, logits)
 
 
-def host_overhead_bytes(*, has_draft: bool) -> int:
-    """Bytes of host memory beside weights; measured on a CPU with the demo pair and with a 1.9 GB model."""
-    return HOST_OVERHEAD_BYTES + (DRAFT_HOST_OVERHEAD_BYTES if has_draft else 0)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overheads:
+    """Bytes that libraries and devices take beside weights: measured, or the defaults above."""
+
+    host_bytes: int = HOST_OVERHEAD_BYTES
+    draft_host_bytes: int = DRAFT_HOST_OVERHEAD_BYTES
+    device_bytes: int = CUDA_OVERHEAD_BYTES
+
+    @classmethod
+    def of(cls, measured: Iterable[MemoryMeasurement]) -> Self:
+        """The measured ones where they exceed the defaults: a plan never under-predicts memory."""
+        found = {entry.part: entry.num_bytes for entry in measured}
+        return cls(
+            host_bytes=max(HOST_OVERHEAD_BYTES, found.get("host_overhead", 0)),
+            draft_host_bytes=max(DRAFT_HOST_OVERHEAD_BYTES, found.get("draft_host_overhead", 0)),
+            device_bytes=found.get("device_overhead", CUDA_OVERHEAD_BYTES),
+        )
+
+
+DEFAULT_OVERHEADS = Overheads()
 
 
 def _is_eager(shape: ModelShape) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,18 @@ from transformers import PreTrainedModel
 from planner.contracts.errors import NoFeasiblePlanError, PlanMismatchError
 from planner.contracts.model_folder import ModelFolder, fingerprint, open_model_folder
 from planner.contracts.model_shape import ModelShape
-from planner.contracts.plan import ChainDraft, CudaLink, DiskLink, Dtype, EmulatedLink, LinkChoice, NoDraft, Plan
+from planner.contracts.plan import (
+    ChainDraft,
+    CudaLink,
+    DiskLink,
+    Dtype,
+    EmulatedLink,
+    LinkChoice,
+    NoDraft,
+    Plan,
+    Workload,
+)
+from planner.contracts.profile import Profile
 from planner.contracts.quantities import format_bytes, parse_bytes
 from runtime.checkpoint import Checkpoint
 from runtime.engine import Engine, Generation, Token, cannot_roll_back
@@ -32,7 +43,18 @@ from runtime.trace import Trace
 if TYPE_CHECKING:
     from planner.budget import Budget
 
-__all__ = ["Engine", "Generation", "Limits", "Token", "context_for", "load", "make_plan", "prompt_tokens", "stream"]
+__all__ = [
+    "Engine",
+    "Generation",
+    "Limits",
+    "Token",
+    "context_for",
+    "load",
+    "make_plan",
+    "plan_by_profile",
+    "prompt_tokens",
+    "stream",
+]
 
 _CPU_DEVICE, _CUDA_DEVICE = re.compile("cpu"), re.compile(r"cuda:\d{1,3}")
 DEFAULT_CONTEXT_TOKENS = 4096
@@ -105,7 +127,52 @@ def make_plan(
         device=str(device),
         num_slots=num_slots,
     )
-    return plan_for_budget(target_shape, draft_shape, _budget(limits or Limits(), device), wishes)
+    return plan_for_budget(target_shape, draft_shape, budget_for(limits or Limits(), device), wishes)
+
+
+def plan_by_profile(
+    profile: Profile,
+    workload: Workload,
+    *,
+    limits: Limits | None = None,
+    context_tokens: int | None = None,
+    draft_len: int | None = None,
+    num_slots: int | None = None,
+    link: LinkChoice | str | None = None,
+    never_speculate: bool = False,
+    is_sampled: bool = False,
+) -> Plan:
+    """The best plan by what was measured, with predictions; what is None is the planner's to choose.
+
+    Raises: NoFeasiblePlanError, UsageError; BadInputError, where the profile lacks a measurement.
+    """
+    from planner.search import plan_of, rank, request_for
+
+    if not isinstance(link, DiskLink | EmulatedLink | CudaLink):
+        link = choose_link(link, profile.target.weights_bytes(profile.dtype))
+    device = torch.device("cuda:0" if isinstance(link, CudaLink) else "cpu")
+    _check_device(device)
+    request = request_for(
+        profile,
+        budget_for(limits or Limits(), device),
+        link,
+        str(device),
+        workload,
+        context_tokens=context_tokens,
+        draft_len=draft_len,
+        num_slots=num_slots,
+    )
+    request = replace(request, never_speculate=never_speculate, is_sampled=is_sampled)
+    ranking = rank(profile, request)
+    wanted = profile.drafts[0].fingerprint if draft_len is not None and profile.drafts and not never_speculate else None
+    score = ranking.best if wanted is None else ranking.best_of(wanted)
+    if score is None:
+        raise NoFeasiblePlanError(
+            "the draft cannot take part",
+            why="; ".join(f"{name}: {why}" for name, why in ranking.refused),
+            remedy="drop --draft-len, which insists on it, or add --no-spec",
+        )
+    return plan_of(profile, request, score)[0]
 
 
 def load(
@@ -181,8 +248,11 @@ def _open(
 
 
 def _open_draft(folder: ModelFolder, plan: Plan) -> StreamedModel:
-    assert isinstance(plan.draft, ChainDraft)
-    skeleton = build_skeleton(folder, plan.draft.dtype)
+    draft = plan.draft
+    assert isinstance(draft, ChainDraft)
+    if draft.device != 0:
+        plan = plan.model_copy(update={"devices": plan.devices[draft.device :], "link": DiskLink()})
+    skeleton = build_skeleton(folder, draft.dtype)
     with contextlib.ExitStack() as opened:
         checkpoint = opened.enter_context(Checkpoint(folder, skeleton.model))
         streamed = StreamedModel(skeleton, checkpoint, all_resident(plan, skeleton))
@@ -194,7 +264,8 @@ def _shape(name: str | Path) -> ModelShape:
     return ModelShape.from_config(model_folder(str(name))).model_copy(update={"name": str(name)})
 
 
-def _budget(limits: Limits, device: torch.device) -> Budget:
+def budget_for(limits: Limits, device: torch.device) -> Budget:
+    """What may be taken on this machine now. Raises: NoFeasiblePlanError, where the device has less to give."""
     from planner.budget import Budget
 
     free_bytes = free_device_bytes(device)
@@ -234,11 +305,13 @@ def _check_draft_kind(plan: Plan) -> None:
             remedy="plan again with a chain draft, or without a draft",
         )
     if isinstance(plan.draft, ChainDraft) and plan.draft.device != 0:
-        raise PlanMismatchError(
-            f"the plan drafts on device {plan.draft.device} of its list",
-            why="this version drafts where the target computes, on device 0",
-            remedy="plan again on this machine",
-        )
+        names = [device.name for device in plan.devices]
+        if names[plan.draft.device :] != ["cpu"]:
+            raise PlanMismatchError(
+                f"the plan drafts on device {plan.draft.device} of {', '.join(names)}",
+                why="this version drafts where the target computes, or on the CPU beside it",
+                remedy="plan again on this machine",
+            )
 
 
 def _device_of(plan: Plan) -> torch.device:

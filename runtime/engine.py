@@ -1,7 +1,7 @@
 """A loaded target and draft that generate text, one request at a time, and report what was measured."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -73,6 +73,7 @@ class Engine:
                 raise cannot_roll_back(role, model.streamed.model.config.model_type)
         self.end_tokens = end_tokens(target.model, tokenizer)
         self.in_caches: Generation | None = None  # whose tokens the caches hold
+        self.make_chain_drafter: Callable[..., ChainDrafter] = ChainDrafter
 
     def generate(
         self,
@@ -106,7 +107,7 @@ class Engine:
         """The plan's drafter for one request, and its draft length."""
         if self.draft is None or not isinstance(self.plan.draft, ChainDraft):
             return None, 0
-        drafter = ChainDrafter(
+        drafter = self.make_chain_drafter(
             self.draft,
             sampling.settings,
             sampling.uniforms,

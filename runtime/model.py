@@ -229,7 +229,8 @@ def _close(stream: Stream | None, link: Link, checkpoint: Checkpoint) -> None:
 
 def _check_implemented(plan: Plan, skeleton: Skeleton) -> None:
     """Refuse by name what this version does not run, and a plan made for a model of another size."""
-    if len(plan.devices) > 1 or plan.batch > 1:
+    drafting = {0, getattr(plan.draft, "device", 0)}
+    if any(index not in drafting for index in range(len(plan.devices))) or plan.batch > 1:
         raise _not_implemented(f"{len(plan.devices)} devices with batch {plan.batch}", "one device and batch 1")
     for unit in plan.units:
         if unit.kind in ("attention", "mlp", "expert"):

@@ -55,13 +55,17 @@ def read_config(folder: ModelFolder) -> PretrainedConfig:
     return config.get_text_config(decoder=True)
 
 
-def build_skeleton(folder: ModelFolder, dtype: Dtype, replace_modules: ReplaceModules | None = None) -> Skeleton:
+def build_skeleton(
+    folder: ModelFolder, dtype: Dtype, replace_modules: ReplaceModules | None = None, *, num_layers: int | None = None
+) -> Skeleton:
     """The decoder in a folder, on meta, after the user's function (if any) has swapped modules in it.
 
-    Raises: BadInputError, where the architecture is no decoder that transformers ships, or the user's function changed
-    the names or shapes of parameters.
+    `num_layers` cuts it off after its first so many layers. Raises: BadInputError, where the architecture is no decoder
+    that transformers ships, or the user's function changed the names or shapes of parameters.
     """
     config = read_config(folder)
+    if num_layers is not None:
+        _truncate(config, num_layers)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype], trust_remote_code=False)
@@ -95,6 +99,14 @@ def build_skeleton(folder: ModelFolder, dtype: Dtype, replace_modules: ReplaceMo
         head_name=names[head],
         head=head,
     )
+
+
+def _truncate(config: PretrainedConfig, num_layers: int) -> None:
+    """Let a configuration describe its first layers only; its lists with an entry for each layer are cut with them."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, list) and "layer" in name and len(value) == config.num_hidden_layers:
+            setattr(config, name, value[:num_layers])
+    config.num_hidden_layers = num_layers
 
 
 def _generation_config(folder: ModelFolder) -> GenerationConfig:

@@ -5,7 +5,9 @@ import sys
 from rich.console import Console
 from rich.table import Table
 
+from planner.contracts.components import COMPONENTS, Component, components_of, error_frac
 from planner.contracts.performance import LinkSplit, Performance, RoundSplit
+from planner.contracts.plan import Plan
 from planner.contracts.quantities import format_bytes, format_bytes_per_s, format_s, format_tokens_per_s
 from planner.contracts.report import Report, VerifyResult
 
@@ -19,10 +21,16 @@ def show_statistics(report: Report) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
+    has_predictions = _predicts_more_than_memory(report.plan.predicted)
     for name, value in _rows(report):
         table.add_row(name, value)
+    if not has_predictions:
+        table.add_row("predicted", "plan with planner recommend to see predicted beside measured")
     console.print()
     console.print(table)
+    if has_predictions:
+        console.print()
+        console.print(_beside(report.plan, report.measured))
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False)
 
@@ -102,3 +110,33 @@ def _verified(result: VerifyResult) -> str:
         f"{verdict}: {result.num_agreeing_tokens} of {result.num_checked_tokens} tokens agree, allowed gap "
         f"{result.allowed_logit_gap:.2g}{ties}"
     )
+
+
+# --- predicted beside measured ---
+
+
+def _predicts_more_than_memory(predicted: Performance) -> bool:
+    return any(component.of(predicted) is not None for component in COMPONENTS if not component.is_memory)
+
+
+def _beside(plan: Plan, measured: Performance) -> Table:
+    """A row per component that was both predicted and measured; the error is relative to the prediction."""
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("", style="bold", no_wrap=True)
+    for name in ("predicted (P10-P90)", "measured", "error"):
+        table.add_column(name, justify="right" if name == "error" else "left")
+    for component in components_of(plan.predicted, measured):
+        predicted, found = component.of(plan.predicted), component.of(measured)
+        assert predicted is not None
+        assert found is not None
+        error = error_frac(predicted, found)
+        interval = component.shown(predicted) + _ends(component, plan)
+        table.add_row(component.label, interval, component.shown(found), "" if error is None else f"{error:+.1%}")
+    return table
+
+
+def _ends(component: Component, plan: Plan) -> str:
+    """P10 and P90 in brackets, where they are known and apart."""
+    ends = [None if end is None else component.of(end) for end in (plan.predicted_p10, plan.predicted_p90)]
+    low, high = (None if end is None else component.shown(end) for end in ends)
+    return "" if low is None or high is None or low == high else f" ({low}-{high})"

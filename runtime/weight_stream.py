@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from planner.contracts.plan import INLINE_BYTES
 from runtime.lane import Lane
 from runtime.link import HostRange, Link, Source
 from runtime.slots import Ring
 from runtime.trace import Trace
-
-_INLINE_BYTES = 128 * 1024  # handing over to a thread and back takes longer than reading so much (docs/LOG.md)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +72,7 @@ class Stream:
         self._disk_lane: Lane | None = None
         if staged:
             self._open_staging(staged, num_staging_buffers)
-        self._is_inline = link.is_immediate and slot_bytes <= _INLINE_BYTES
+        self._is_inline = link.is_immediate and slot_bytes <= INLINE_BYTES
         self._lane = Lane(
             Ring(num_units=len(units), num_slots=len(self.slots)),
             self._fill_slot,

@@ -10,6 +10,15 @@ from tiny_models import TinyModel, write_checkpoint
 from planner.contracts.plan import Dtype
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache that no test shares with the user, and runs that measure no profile unless a test asks for it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("DRAFTSTREAM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patched.setenv("DRAFTSTREAM_PROFILE", "none")
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """Tiny random checkpoints by family; the folders are shared, so that a test must copy what it would change."""

@@ -278,6 +278,7 @@ UNITLESS = {
     "overlaps",
     "match_lengths",
     "match_hits",
+    "calibration",
     "hidden_size",
     "intermediate_size",
     "vocab_size",
@@ -320,6 +321,11 @@ def test_numbers_in_contracts_carry_their_unit() -> None:
 COMMANDS = [
     ("planner", ["--help"]),
     ("planner", ["plan", "--help"]),
+    ("planner", ["recommend", "--help"]),
+    ("planner", ["simulate", "--help"]),
+    ("planner", ["profile", "--help"]),
+    ("planner", ["drafts", "--help"]),
+    ("planner", ["compare", "--help"]),
     ("runtime", ["--help"]),
     ("runtime", ["generate", "--help"]),
 ]

@@ -5,7 +5,12 @@ One module per subcommand. Nothing heavy is imported before a command runs, so t
 
 import typer
 
+from planner.cli.compare import compare
+from planner.cli.drafts import drafts
 from planner.cli.plan import plan
+from planner.cli.profile import profile
+from planner.cli.recommend import recommend
+from planner.cli.simulate import simulate
 from planner.console import EXIT_CODES, run
 
 app = typer.Typer(
@@ -16,12 +21,8 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _commands() -> None:
-    """Keep `plan` a subcommand while it is the only one."""
-
-
-app.command(epilog=EXIT_CODES)(plan)
+for command in (profile, recommend, drafts, simulate, compare, plan):
+    app.command(epilog=EXIT_CODES)(command)
 
 
 def main() -> None:

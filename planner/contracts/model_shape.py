@@ -7,6 +7,7 @@ not say which layers slide over a window, all count as full attention, so that m
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -98,8 +99,27 @@ class ModelShape(ContractFile):
         Raises: BadInputError, where the folder is damaged or its configuration does not describe a decoder.
         """
         model = open_model_folder(folder)
-        text = _text_config(model.config)
-        tensors = _Grouped.of(model.tensors.values(), _size(text, "num_hidden_layers"))
+        tensors = tuple(model.tensors.values())
+        return cls.from_tensors(
+            str(folder), fingerprint(model), model.config, tensors, stored_dtype=_stored_dtype(folder, tensors)
+        )
+
+    @classmethod
+    def from_tensors(
+        cls,
+        name: str,
+        fingerprint: str,
+        config: dict[str, object],
+        entries: Iterable[TensorEntry],
+        *,
+        stored_dtype: Dtype,
+    ) -> Self:
+        """The shape of a decoder whose configuration and tensors are known, wherever they came from.
+
+        Raises: BadInputError, where both do not describe one decoder.
+        """
+        text = _text_config(config)
+        tensors = _Grouped.of(entries, _size(text, "num_hidden_layers"))
         vocab_size, head = _size(text, "vocab_size"), tensors.head or tensors.embedding
         if head.num_params == 0 or head.num_params % vocab_size:
             raise _other_decoder(f"vocab_size is {vocab_size}, and the head has {head.num_params} parameters")
@@ -114,10 +134,10 @@ class ModelShape(ContractFile):
         else:
             key_values, queries = 2 * num_kv_heads * head_dim, num_heads * head_dim
         return cls(
-            name=str(folder),
-            fingerprint=fingerprint(model),
-            model_type=str(text.get("model_type", model.config["model_type"])),
-            stored_dtype=_stored_dtype(folder, model.tensors.values()),
+            name=name,
+            fingerprint=fingerprint,
+            model_type=str(text.get("model_type", config["model_type"])),
+            stored_dtype=stored_dtype,
             hidden_size=_size(text, "hidden_size"),
             intermediate_size=_size(text, "intermediate_size", 4 * _size(text, "hidden_size")),
             vocab_size=vocab_size,
@@ -148,6 +168,19 @@ class ModelShape(ContractFile):
         """The number of decoder layers."""
         return len(self.layers)
 
+    def layer_bytes(self, dtype: Dtype) -> tuple[int, ...]:
+        """Bytes of the region of each layer; worked out once, as a search asks for it many times."""
+        layers, known = self.known_layer_bytes.get(dtype, ((), ()))
+        if layers is not self.layers:  # a copy with other layers brings along what its original knew
+            known = tuple(layer.region_bytes(dtype) for layer in self.layers)
+            self.known_layer_bytes[dtype] = (self.layers, known)
+        return known
+
+    @cached_property
+    def known_layer_bytes(self) -> dict[Dtype, tuple[tuple[LayerShape, ...], tuple[int, ...]]]:
+        """What `layer_bytes` worked out so far, and for which layers."""
+        return {}
+
     def rest_bytes(self, dtype: Dtype) -> int:
         """Bytes of the parameters outside layers, embedding and head."""
         return sum(align(group.num_params * DTYPE_BYTES[dtype]) * group.count for group in self.rest)
@@ -155,11 +188,7 @@ class ModelShape(ContractFile):
     def weights_bytes(self, dtype: Dtype) -> int:
         """Bytes of all parameters, a tied head counted once."""
         tables = self.embedding_params + (0 if self.is_tied else self.head_params)
-        return (
-            sum(layer.region_bytes(dtype) for layer in self.layers)
-            + tables * DTYPE_BYTES[dtype]
-            + self.rest_bytes(dtype)
-        )
+        return sum(self.layer_bytes(dtype)) + tables * DTYPE_BYTES[dtype] + self.rest_bytes(dtype)
 
     def kv_bytes(self, context_tokens: int, dtype: Dtype) -> int:
         """Bytes of the preallocated keys and values at a context, sliding layers with their slack."""

@@ -18,14 +18,15 @@ Codec = Literal["raw", "bf12", "q8", "nf4"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 MAX_DRAFT_LEN = 64
+INLINE_BYTES = 128 * 1024  # handing over to a thread and back takes longer than reading so much (docs/LOG.md)
 
 
 class Unit(Contract):
     """The smallest thing with a placement of its own.
 
     `host` means computed (or, for the embedding, gathered) where it lies in host memory; `source` is where its bytes
-    are read from in each pass: host memory, or the checkpoint on disk. `copy_s` and `compute_s` are what the plan
-    predicts for one verify pass; the embedding's holds all of a pass that belongs to no other unit.
+    are read from in each pass: host memory, or the checkpoint on disk. `read_s`, `copy_s` and `compute_s` are what
+    the plan predicts for one verify pass; the embedding's holds all of a pass that belongs to no other unit.
     """
 
     kind: UnitKind
@@ -36,6 +37,7 @@ class Unit(Contract):
     wire_bytes: int = Field(ge=0)
     dense_bytes: int = Field(ge=0)
     rows: tuple[int, int] | None = None  # of the head's weight, for a head chunk: first row, row after the last
+    read_s: float | None = Field(default=None, ge=0)  # from disk into a staging buffer, before the copy
     copy_s: float | None = Field(default=None, ge=0)
     compute_s: float | None = Field(default=None, ge=0)
 
@@ -54,7 +56,7 @@ class ChainDraft(Contract):
     fingerprint: str
     draft_len: int = Field(ge=1, le=MAX_DRAFT_LEN)
     dtype: Dtype
-    device: int = 0  # index into Plan.devices
+    device: int = Field(default=0, ge=0)  # index into Plan.devices
 
 
 class TreeDraft(Contract):
@@ -66,7 +68,7 @@ class TreeDraft(Contract):
     num_nodes: int = Field(ge=1)
     max_depth: int = Field(ge=1)
     dtype: Dtype
-    device: int = 0
+    device: int = Field(default=0, ge=0)
 
 
 class NgramDraft(Contract):
@@ -87,7 +89,7 @@ class HybridDraft(Contract):
     max_depth: int = Field(ge=1)
     min_match_tokens: int = Field(ge=1)
     dtype: Dtype
-    device: int = 0
+    device: int = Field(default=0, ge=0)
 
 
 class SelfDraft(Contract):
@@ -154,6 +156,7 @@ class MemorySplit(Contract):
     host_embedding_bytes: int = Field(ge=0)
     host_staging_bytes: int = Field(ge=0)
     host_overhead_bytes: int = Field(ge=0)
+    host_draft_bytes: int = Field(default=0, ge=0)  # weights and KV cache of a draft that computes on the host
 
     @property
     def device_bytes(self) -> int:
@@ -174,8 +177,9 @@ class ModelRef(Contract):
 
 
 class Workload(Contract):
-    """The request that a prediction holds for."""
+    """The requests that a prediction holds for; of several, the mean."""
 
+    num_requests: int = Field(default=1, ge=1)
     prompt_tokens: int = Field(ge=1)
     new_tokens: int = Field(ge=1)
     domain: str | None = None  # of the recorded texts; None: all of them
@@ -200,6 +204,7 @@ class Plan(ContractFile):
     predicted_p10: Performance | None = None
     predicted_p90: Performance | None = None
     workload: Workload | None = None
+    calibration: dict[str, float] = Field(default_factory=dict)  # factors by component that logged runs put in
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
@@ -225,6 +230,11 @@ class Plan(ContractFile):
     def streamed(self) -> tuple[Unit, ...]:
         """The units that travel in every pass, in pass order."""
         return tuple(unit for unit in self.units if unit.placement == "streamed")
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether streamed units are so small that the compute lane reads them itself."""
+        return self.link.kind == "disk" and max((unit.dense_bytes for unit in self.streamed), default=0) <= INLINE_BYTES
 
     @property
     def streamed_bytes(self) -> int:

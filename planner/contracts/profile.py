@@ -52,12 +52,14 @@ class LinkMeasurement(Contract):
 class ComputeMeasurement(Contract):
     """Seconds that one unit computes for `num_tokens` after `context_tokens`, weights cold in cache.
 
-    `unit` is a unit of the plan, `pass` for all of a pass that belongs to no unit (embedding, masks, norms), or `round`
-    for what a round takes beside its pass and its draft (judging and accepting). `index` is the first unit of its kind
-    of that shape; `num_rows` belongs to head chunks. `load_bytes_per_s` is what the copy lane moved meanwhile.
+    `unit` is a unit of the plan, `pass` for all of a pass that belongs to no unit (embedding, masks, norms), `edge` for
+    the hand-over of one streamed unit, or `round` for what a round takes beside its pass and its draft (judging and
+    accepting). `embedding` on the host is gathering the rows there. `index` is the
+    first unit of its kind of that shape; `num_rows` belongs to head chunks, whose tokens are rows of logits.
+    `load_bytes_per_s` is what the copy lane moved meanwhile.
     """
 
-    unit: UnitKind | Literal["pass", "round"]
+    unit: UnitKind | Literal["pass", "edge", "round"]
     index: int = Field(default=0, ge=0)
     num_rows: int | None = Field(default=None, gt=0)
     processor: Processor = "device"

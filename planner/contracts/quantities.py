@@ -55,10 +55,10 @@ def format_bytes_per_s(rate_bytes_per_s: float) -> str:
 
 
 def format_s(duration_s: float) -> str:
-    """A time for display: milliseconds below ten seconds (``12.3 ms``), seconds above (``12.3 s``)."""
-    return f"{duration_s * 1e3:.1f} ms" if abs(duration_s) < 10 else f"{duration_s:.1f} s"
+    """A time for display: milliseconds below a second (``12.3 ms``), seconds above (``12.35 s``)."""
+    return f"{duration_s * 1e3:.1f} ms" if abs(duration_s) < 1 else f"{duration_s:.2f} s"
 
 
 def format_tokens_per_s(rate_tokens_per_s: float) -> str:
-    """A speed for display: ``12.34 tok/s``."""
-    return f"{rate_tokens_per_s:.2f} tok/s"
+    """A speed for display: ``12.34 tok/s``; below 0.1 with two significant digits (``0.0049 tok/s``)."""
+    return f"{rate_tokens_per_s:.2f} tok/s" if rate_tokens_per_s >= 0.1 else f"{rate_tokens_per_s:.2g} tok/s"

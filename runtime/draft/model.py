@@ -40,7 +40,7 @@ class ChainDrafter:
         while len(tokens) < max_tokens:
             logits_RV = self._feed(pending)
             if self._settings.is_greedy:
-                token = int(logits_RV[0].argmax())
+                token = self.greedy_pick(logits_RV[0], pending[-1])
             else:
                 probs_V = probability_rows(logits_RV, self._settings)[0]
                 token = draw_token(probs_V, self._uniforms.next())
@@ -48,6 +48,10 @@ class ChainDrafter:
             tokens.append(token)
             pending = [token]
         return Proposal(tuple(tokens), torch.stack(rows_V) if rows_V else None)
+
+    def greedy_pick(self, logits_V: Tensor, last_token: int) -> int:
+        """The token to draft after `last_token`; a measurement may override it to script what is accepted."""
+        return int(logits_V.argmax())
 
     def _rewind_to(self, context: Sequence[int]) -> None:
         """Forget what was drafted and rejected since the last proposal."""

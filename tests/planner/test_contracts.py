@@ -757,7 +757,7 @@ def test_numbers_are_shown_in_the_units_that_people_read() -> None:
     ]
     assert format_bytes(-(2**31)) == "-2.00 GiB"
     assert format_bytes_per_s(25.6e9) == "25.60 GB/s"
-    assert [format_s(duration) for duration in (0.0123, 9.9994, 12.34)] == ["12.3 ms", "9999.4 ms", "12.3 s"]
+    assert [format_s(duration) for duration in (0.0123, 0.9999, 12.344)] == ["12.3 ms", "999.9 ms", "12.34 s"]
     assert format_tokens_per_s(12.345) == "12.35 tok/s"
 
 

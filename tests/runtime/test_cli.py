@@ -193,7 +193,9 @@ def test_stdout_is_the_text_alone_and_statistics_go_to_stderr(command: Command) 
 
 def test_each_statistic_stays_on_one_line_when_piped(command: Command) -> None:
     lines = [line for line in generate(command, *STREAMING).err.splitlines() if line.strip()]
-    assert [line.split()[0] for line in lines] == ["prompt", "generation", "draft", "each", "disk", "memory"]
+    assert [line.split()[0] for line in lines] == [
+        *("prompt", "generation", "draft", "each", "disk", "memory", "predicted")
+    ]
 
 
 def test_quiet_says_nothing(command: Command) -> None:
@@ -767,15 +769,13 @@ def test_file_that_is_replaced_under_the_run_is_read_on_with_a_warning(command: 
 
 
 def test_json_is_whole_after_a_fault(command: Command, streamed_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from runtime import cli
-
-    original = cli._write_tokens
+    from runtime.cli.generate import _write_tokens
 
     def damage_then_write(*arguments: object, **options: object) -> None:
         cut(streamed_model / "model.safetensors")
-        original(*arguments, **options)  # type: ignore[arg-type]
+        _write_tokens(*arguments, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(cli, "_write_tokens", damage_then_write)
+    monkeypatch.setattr(sys.modules["runtime.cli.generate"], "_write_tokens", damage_then_write)
     run = command("generate", PROMPT, "-m", str(streamed_model), "--no-spec", *STREAMING, "--json")
     assert run.code == 6
     assert run.report.finish_reason == "error"

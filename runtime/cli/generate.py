@@ -1,8 +1,4 @@
-"""The command `runtime`: runs a model by a plan or a budget.
-
-The text alone goes to stdout; progress, statistics and errors go to stderr. Nothing heavy is imported before a command
-runs, so that help is instant.
-"""
+"""`runtime generate`: continues a prompt. The text alone goes to stdout."""
 
 import sys
 from pathlib import Path
@@ -17,25 +13,7 @@ from runtime.statistics import show_statistics
 if TYPE_CHECKING:
     from runtime.engine import Generation
 
-EPILOG = (
-    "Exit codes: 0 ok, 1 internal error, 2 usage, 3 bad input, 4 no feasible plan, 5 plan of another machine or model, "
-    "6 resource failure, 7 self-check failed, 130 and 143 interrupted.\n\n"
-    "Memory: --device-memory is for target and draft together; --target-memory and --draft-memory cap each within it; "
-    "--headroom stays free for others (1GiB unless --device-memory is given). What does not fit is refused before "
-    "anything is loaded."
-)
 
-app = typer.Typer(
-    help="Run a model that is larger than its device's memory.", epilog=EPILOG, pretty_exceptions_enable=False
-)
-
-
-@app.callback()
-def _commands() -> None:
-    """Run a model that is larger than its device's memory."""
-
-
-@app.command(epilog=EPILOG)
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="The text to continue; - or nothing reads stdin.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")] = None,
@@ -47,10 +25,18 @@ def generate(
     draft_len: Annotated[
         int | None,
         typer.Option(
-            "--draft-len", "--num-speculative-tokens", min=1, max=64, help="Tokens drafted a round; 4 if left out."
+            "--draft-len",
+            "--num-speculative-tokens",
+            min=1,
+            max=64,
+            help="Tokens drafted a round; planned if left out.",
         ),
     ] = None,
     plan: Annotated[Path | None, typer.Option(help="Run this plan; it decides models, memory and link.")] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Plan by this file, or none: by memory alone. The cached or a quick profile if left out."),
+    ] = None,
     ctx_size: Annotated[
         int | None,
         typer.Option("--ctx-size", "-c", min=2, help="Tokens of prompt and text; as many as needed if left out."),
@@ -64,7 +50,7 @@ def generate(
         typer.Option(help="disk, disk:cached, disk:direct, cuda, or emulated:2GB/s."),
     ] = None,
     slots: Annotated[
-        int | None, typer.Option(min=1, max=16, help="Buffers that streamed layers pass through; 2 if left out.")
+        int | None, typer.Option(min=1, max=16, help="Buffers that streamed layers pass through; planned if left out.")
     ] = None,
     device_memory: Annotated[str | None, typer.Option(help="For target and draft together, such as 12GiB.")] = None,
     target_memory: Annotated[str | None, typer.Option(help="Cap for the target.")] = None,
@@ -99,6 +85,7 @@ def generate(
             "--no-spec": no_spec or None,
             "--draft-len": draft_len,
             "--ctx-size": ctx_size,
+            "--profile": profile,
             "--dtype": dtype,
             "--link": link,
             "--slots": slots,
@@ -114,7 +101,7 @@ def generate(
         _check_is_text(name, given)
 
     from planner.console import ending_in_order
-    from runtime.api import DEFAULT_DRAFT_LEN, Limits, context_for, load, make_plan, prompt_tokens
+    from runtime.api import Limits, load, prompt_tokens
     from runtime.engine import check_prompt_fits
     from runtime.sampling import SamplingSettings
     from runtime.trace import Trace
@@ -123,22 +110,28 @@ def generate(
         _set_threads(threads)
     sampling = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     if plan is None:
-        from profiles import demo_folder
+        from runtime.cli.planning import Wanted, choose_plan
 
-        draft = str(demo_folder("draft")) if target is None and draft is None else draft
-        target = str(demo_folder("target")) if target is None else target
+        target, draft = _models(target, draft)
         tokens = prompt_tokens(target, text, is_chat=chat, system=system)
-        settled = make_plan(
-            target,
-            draft=None if no_spec else draft,
-            limits=Limits(
-                device=device_memory, target=target_memory, draft=draft_memory, host=host_memory, headroom=headroom
-            ),
-            context_tokens=ctx_size or context_for(target, len(tokens), max_tokens),
-            draft_len=draft_len or DEFAULT_DRAFT_LEN,
-            num_slots=slots or 2,
-            dtype=dtype,
-            link=link,
+        settled = choose_plan(
+            Wanted(
+                target=target,
+                draft=None if no_spec else draft,
+                draft_len=draft_len,
+                profile=profile,
+                context_tokens=ctx_size,
+                prompt_tokens=len(tokens),
+                max_tokens=max_tokens,
+                dtype=dtype,
+                link=link,
+                num_slots=slots,
+                limits=Limits(
+                    device=device_memory, target=target_memory, draft=draft_memory, host=host_memory, headroom=headroom
+                ),
+                is_sampled=temperature > 0,
+                is_quiet=quiet,
+            )
         )
     else:
         settled = Plan.read(plan)
@@ -165,6 +158,15 @@ def generate(
             f"{report.verify.num_checked_tokens} tokens differ, by more than this machine's rounding explains",
             remedy="report this as a bug, with the model, the plan and the prompt",
         )
+
+
+def _models(target: str | None, draft: str | None) -> tuple[str, str | None]:
+    """Target and draft as named; the demo pair where no target is."""
+    if target is not None:
+        return target, draft
+    from profiles import demo_folder
+
+    return str(demo_folder("target")), draft or str(demo_folder("draft"))
 
 
 def _refuse_beside_plan(options: list[str]) -> None:
@@ -223,10 +225,3 @@ def _write_tokens(generation: "Generation", *, is_shown: bool) -> None:
     if is_shown:
         sys.stdout.write("\n")
         sys.stdout.flush()
-
-
-def main() -> None:
-    """The console script."""
-    from planner.console import run
-
-    run(app)

@@ -1,0 +1,296 @@
+"""What to run here, why, why not the runner-up, and what would change the answer."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+
+from planner.contracts.model_shape import ModelShape
+from planner.contracts.plan import EmulatedLink, LinkChoice, Plan
+from planner.contracts.profile import LinkMeasurement, LinkName, Profile, Spread
+from planner.contracts.quantities import format_bytes, format_s, format_tokens_per_s
+from planner.contracts.recommendation import (
+    Answer,
+    Bound,
+    Choice,
+    Crossover,
+    LengthPoint,
+    Price,
+    Recommendation,
+    Refusal,
+    Rival,
+)
+from planner.rivals import rivals
+from planner.scoring import Score
+from planner.search import Ranking, Request, plan_of, rank, scorer_for
+from planner.timing import link_name
+
+_ONE_GIB = 2**30
+_ONE_GBYTE_PER_S = 1e9
+_ONE_POINT = 0.01
+_DISKS: tuple[LinkName, ...] = ("disk:cached", "disk:direct")
+
+
+def recommend(profile: Profile, request: Request) -> Recommendation:
+    """The best plan, with its reasons.
+
+    Raises: NoFeasiblePlanError, where nothing fits; BadInputError, where a measurement is missing.
+    """
+    ranking = rank(profile, request)
+    best, baseline = ranking.best, ranking.best_of(None)
+    assert baseline is not None
+    plan, _ = plan_of(profile, request, best)
+    runner_up = _runner_up(ranking)
+    drafts = () if request.never_speculate else profile.drafts
+    is_streaming = best.candidate.placement.num_slots > 0
+    priced = rivals(scorer_for(profile, request), drafts, request) if is_streaming else ()
+    return Recommendation(
+        answer=_answer(best),
+        plan=plan,
+        choice=_choice(best, profile.target),
+        binds=_binds(best),
+        reasons=tuple(_reasons(profile, request, plan, best, baseline, priced)),
+        baseline=_choice(baseline, profile.target),
+        runner_up=None if runner_up is None else _choice(runner_up, profile.target),
+        runner_up_lost=None if runner_up is None else _why_lost(best, runner_up),
+        crossovers=tuple(
+            _crossover(ranking, draft, baseline)
+            for draft in profile.drafts
+            if ranking.best_of(draft.fingerprint) is not None
+        ),
+        prices=tuple(_prices(profile, request, best)),
+        rivals=priced,
+        refused=tuple(Refusal(draft=name, why=why) for name, why in ranking.refused),
+        num_scored=len(ranking.scores),
+        basis=_basis(profile),
+        warnings=_warnings(profile, request, plan),
+        sources=profile.notes if profile.kind == "estimated" else (),
+    )
+
+
+def _answer(best: Score) -> Answer:
+    if best.candidate.draft is not None:
+        return "speculate"
+    return "do not speculate" if best.candidate.placement.num_slots else "do not stream, it fits"
+
+
+def _choice(score: Score, target: ModelShape) -> Choice:
+    candidate = score.candidate
+    return Choice(
+        draft=None if candidate.draft is None else candidate.draft.name,
+        draft_len=candidate.draft_len,
+        slots=candidate.placement.num_slots,
+        num_resident_layers=len(candidate.placement.residents),
+        num_layers=target.num_layers,
+        prefill_chunk_tokens=candidate.prefill_chunk_tokens,
+        tokens_per_s=score.tokens_per_s,
+        tokens_per_round=score.terms.tokens_per_round,
+        round_s=score.round_s,
+        ttft_s=score.ttft_s,
+    )
+
+
+def _lanes_s(score: Score) -> dict[Bound, float]:
+    """Seconds per round that each lane cannot do with less."""
+    terms = score.terms
+    return {
+        "link": float(terms.copy_s_U.sum()),
+        "disk": float(terms.read_s_U.sum()),
+        "compute": float(terms.compute_s_U.sum()) + terms.host_s,
+        "draft": terms.draft_s,
+    }
+
+
+def _binds(score: Score) -> Bound:
+    """The lane that takes longest; the draft where it and compute, in turn on one lane, outlast the link."""
+    lanes_s = _lanes_s(score)
+    transfer: Bound = "link" if lanes_s["link"] >= lanes_s["disk"] else "disk"
+    if lanes_s[transfer] >= lanes_s["compute"] + lanes_s["draft"]:
+        return transfer
+    return "draft" if lanes_s["draft"] > lanes_s["compute"] else "compute"
+
+
+def _reasons(
+    profile: Profile, request: Request, plan: Plan, best: Score, baseline: Score, priced: Sequence[Rival]
+) -> list[str]:
+    lanes_s, binds = _lanes_s(best), _binds(best)
+    num_residents, num_layers = len(best.candidate.placement.residents), profile.target.num_layers
+    reasons = [
+        f"{binds} binds: of a round of {format_s(best.round_s)}, link {format_s(lanes_s['link'])}"
+        + (f", disk {format_s(lanes_s['disk'])}" if lanes_s["disk"] else "")
+        + f", compute {format_s(lanes_s['compute'])}, draft {format_s(lanes_s['draft'])}"
+    ]
+    if best.candidate.placement.num_slots:
+        reasons.append(
+            f"{num_residents} of {num_layers} layers stay resident; "
+            f"{format_bytes(plan.streamed_bytes)} travel in every pass"
+        )
+    else:
+        reasons.append("everything fits, so nothing travels")
+    if best.candidate.draft is not None:
+        gain = best.tokens_per_s / baseline.tokens_per_s
+        reasons.append(
+            f"a draft of {best.candidate.draft_len} tokens yields {best.terms.tokens_per_round:.2f} tokens per round: "
+            f"{gain:.2f} times the best plan without a draft, which would hold "
+            f"{len(baseline.candidate.placement.residents)} layers"
+        )
+    elif request.never_speculate:
+        reasons.append("no draft was considered, as asked")
+    elif not profile.drafts:
+        reasons.append("the profile knows no draft; planner drafts lists those on this machine")
+    else:
+        reasons.append("no draft pays: see the crossovers")
+    faster = [rival for rival in priced if rival.tokens_per_s > best.tokens_per_s]
+    reasons += [
+        f"faster here: {rival.name}{_with_draft(rival)}, {format_tokens_per_s(rival.tokens_per_s)}; it {rival.how}"
+        for rival in faster[:1]
+    ]
+    return reasons
+
+
+def _with_draft(rival: Rival) -> str:
+    return f" with {rival.draft} at {rival.draft_len}" if rival.draft else " without a draft"
+
+
+def _runner_up(ranking: Ranking) -> Score | None:
+    """The best plan of another strategy: another draft, or none; failing that, other slots or another length."""
+    best = ranking.best.candidate
+    key = None if best.draft is None else best.draft.fingerprint
+
+    def strategy(score: Score) -> str | None:
+        return None if score.candidate.draft is None else score.candidate.draft.fingerprint
+
+    others = ranking.scores[1:]
+    other = next((score for score in others if strategy(score) != key), None)
+    return other or next(
+        (
+            score
+            for score in others
+            if (score.candidate.draft_len, score.candidate.placement) != (best.draft_len, best.placement)
+        ),
+        None,
+    )
+
+
+def _why_lost(best: Score, other: Score) -> str:
+    """What the runner-up does worse, in the terms of the rate: fewer tokens per round, or longer rounds."""
+    share = best.tokens_per_s / other.tokens_per_s
+    if share < 1:
+        return (
+            f"{1 / share - 1:.1%} faster once it decodes, which is noise or paid for before the first token "
+            f"({format_s(other.ttft_s)} against {format_s(best.ttft_s)}); the plan chosen is the simpler one"
+        )
+    tokens = other.terms.tokens_per_round / best.terms.tokens_per_round
+    rounds = other.round_s / best.round_s
+    return (
+        f"{share:.2f} times slower: {tokens:.2f} times the tokens per round, in rounds {rounds:.2f} times as long "
+        f"({len(other.candidate.placement.residents)} resident layers)"
+    )
+
+
+def _crossover(ranking: Ranking, draft: ModelShape, baseline: Score) -> Crossover:
+    """At each length the best plan with the draft, and where it starts and stops paying."""
+    by_length: dict[int, Score] = {}
+    for score in ranking.scores:
+        candidate = score.candidate
+        if candidate.draft is not None and candidate.draft.fingerprint == draft.fingerprint:
+            kept = by_length.get(candidate.draft_len)
+            if kept is None or score.tokens_per_s > kept.tokens_per_s:
+                by_length[candidate.draft_len] = score
+    points = [
+        LengthPoint(
+            draft_len=length,
+            tokens_per_s=score.tokens_per_s,
+            tokens_per_round=score.terms.tokens_per_round,
+            round_s=score.round_s,
+            speedup_frac=score.tokens_per_s / baseline.tokens_per_s,
+        )
+        for length, score in sorted(by_length.items())
+    ]
+    paying = [point.draft_len for point in points if point.speedup_frac > 1]
+    return Crossover(
+        draft=draft.name,
+        first_draft_len=min(paying, default=None),
+        last_draft_len=max(paying, default=None),
+        points=tuple(points),
+    )
+
+
+def _prices(profile: Profile, request: Request, best: Score) -> list[Price]:
+    """What one more GiB, GB/s or point of acceptance would give, each with the best plan made anew."""
+    budget, around = request.budget, _around(request, best)
+    larger = replace(
+        budget,
+        device_bytes=budget.device_bytes + _ONE_GIB,
+        target_bytes=None if budget.target_bytes is None else budget.target_bytes + _ONE_GIB,
+    )
+    near = profile.model_copy(update={"drafts": () if best.candidate.draft is None else (best.candidate.draft,)})
+    prices = [("1 GiB more device memory", near, replace(around, budget=larger))]
+    if best.candidate.placement.num_slots:
+        faster, link = _with_faster_link(near, request.wishes.link)
+        prices.append(("1 GB/s more on the link", faster, replace(around, wishes=replace(around.wishes, link=link))))
+    if best.terms.read_s_U.any():
+        roomier = replace(budget, host_bytes=budget.host_bytes + _ONE_GIB)
+        prices.append(("1 GiB more host memory", near, replace(around, budget=roomier)))
+        prices.append(("1 GB/s more from the disk", _faster_links(near, _DISKS), around))
+    if best.candidate.draft is not None:
+        prices.append(("1 point more of acceptance", near, replace(around, hazard_gain=_ONE_POINT)))
+    return [
+        Price(what=what, gain_tokens_per_s=rank(asked, changed).best.tokens_per_s - best.tokens_per_s)
+        for what, asked, changed in prices
+    ]
+
+
+def _around(request: Request, best: Score) -> Request:
+    """The request with the chosen prefill chunk, so that a price is not paid in time to first token."""
+    return replace(request, wishes=replace(request.wishes, prefill_chunk_tokens=best.candidate.prefill_chunk_tokens))
+
+
+def _with_faster_link(profile: Profile, link: LinkChoice) -> tuple[Profile, LinkChoice]:
+    """The same, with 1 GB/s more on the link: stated anew, or each measured copy shortened."""
+    if isinstance(link, EmulatedLink):
+        return profile, link.model_copy(update={"bytes_per_s": link.bytes_per_s + _ONE_GBYTE_PER_S})
+    return _faster_links(profile, (link_name(link),)), link
+
+
+def _faster_links(profile: Profile, names: Collection[LinkName]) -> Profile:
+    links = tuple(_faster(entry) if entry.link in names else entry for entry in profile.links)
+    return profile.model_copy(update={"links": links})
+
+
+def _faster(entry: LinkMeasurement) -> LinkMeasurement:
+    duration_s = entry.duration_s.median
+    share = entry.num_bytes / (entry.num_bytes / duration_s + _ONE_GBYTE_PER_S) / duration_s
+    spread = Spread(
+        p25=entry.duration_s.p25 * share,
+        median=duration_s * share,
+        p75=entry.duration_s.p75 * share,
+        num_samples=entry.duration_s.num_samples,
+    )
+    return entry.model_copy(update={"duration_s": spread})
+
+
+def _basis(profile: Profile) -> str:
+    if profile.kind == "measured":
+        return f"measured on {profile.machine.name}, {profile.created[:10]}, {profile.num_threads} threads"
+    return f"estimated for {profile.machine.name} from its catalogue entry; nothing was measured"
+
+
+def _warnings(profile: Profile, request: Request, plan: Plan) -> tuple[str, ...]:
+    """What the reader should know before trusting the numbers."""
+    warnings = list(profile.notes) if profile.kind == "measured" else []
+    if profile.kind == "estimated":
+        warnings.append("estimates have wide intervals; planner profile narrows them")
+    drafted = plan.draft.kind != "none"
+    for curve in profile.curves:
+        if drafted and not curve.is_same_pair and getattr(plan.draft, "model", None) == curve.draft:
+            warnings.append(
+                f"no acceptance is published for {curve.draft} on {curve.domain}: a similar pair's was taken"
+            )
+    for curve in profile.curves:
+        if drafted and getattr(plan.draft, "draft_len", 0) > len(curve.survival):
+            warnings.append(
+                f"acceptance is published for {len(curve.survival)} drafted tokens; beyond, the last hazard is kept"
+            )
+    longest = max((entry.context_tokens for entry in profile.compute), default=0)
+    if request.workload.prompt_tokens + request.workload.new_tokens > max(longest, 1) and profile.kind == "measured":
+        warnings.append(f"compute was measured up to a context of {longest} tokens; beyond that it is extended")
+    return tuple(dict.fromkeys(warnings))

@@ -1,0 +1,202 @@
+"""Recommendations as a person reads them: the answer, why, the runner-up, and the line to paste. To stdout."""
+
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from planner.contracts.performance import Performance
+from planner.contracts.plan import Plan
+from planner.contracts.quantities import format_bytes, format_s, format_tokens_per_s
+from planner.contracts.recommendation import Choice, Crossover, Recommendation, Rival
+
+_COLUMNS_IN_A_FILE = 120
+
+
+def console_for_stdout() -> Console:
+    """A console on stdout; in a file or a pipe it neither wraps at a terminal's width nor colours."""
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _COLUMNS_IN_A_FILE)
+
+
+def show_recommendation(recommendation: Recommendation, *, plan_path: Path, is_runnable: bool, explain: bool) -> None:
+    """Print one recommendation; with `explain` every draft length, rival and refusal."""
+    console = console_for_stdout()
+    plan, choice = recommendation.plan, recommendation.choice
+    console.print(f"[bold]{recommendation.answer}[/bold]: {_speed(plan)}")
+    console.print(_facts(recommendation))
+    console.print("\n[bold]why[/bold]")
+    _list(console, recommendation.reasons)
+    if recommendation.runner_up is not None:
+        console.print(f"\n[bold]runner-up[/bold]: {_described(recommendation.runner_up)}")
+        _list(console, [recommendation.runner_up_lost or ""])
+    if recommendation.crossovers:
+        console.print("\n[bold]where speculation pays[/bold]")
+        _list(console, [_crossed(entry) for entry in recommendation.crossovers])
+    if recommendation.prices:
+        console.print("\n[bold]what more would give[/bold]")
+        _list(console, [f"{price.what}: {price.gain_tokens_per_s:+.2f} tok/s" for price in recommendation.prices])
+    if recommendation.rivals:
+        console.print("\n[bold]other engines, from the same numbers[/bold]")
+        _list(console, [_rival(entry, choice) for entry in _shown(recommendation.rivals, explain=explain)])
+    if explain:
+        _explain(console, recommendation)
+    elif recommendation.refused:
+        names = ", ".join(refusal.draft for refusal in recommendation.refused)
+        console.print(f"\nrefused drafts: {names} (--explain says why)", markup=False)
+    console.print(f"\n{recommendation.basis}; {recommendation.num_scored} plans scored", markup=False)
+    for warning in recommendation.warnings:
+        console.print(f"note: {warning}", style="yellow", markup=False)
+    for source in recommendation.sources if explain else ():
+        console.print(f"source: {source}", markup=False)
+    console.print()
+    if not is_runnable:
+        console.print(f"the plan for that machine: {plan_path}; run it there:", markup=False)
+    console.print(command_line(plan, plan_path), style="bold", markup=False)
+
+
+def show_comparison(rows: Sequence[tuple[str, Recommendation]]) -> None:
+    """Print several recommendations as a table, one row each."""
+    table = Table(box=None, padding=(0, 2), pad_edge=False)
+    for name in ("", "tok/s (P10-P90)", "first token", "draft", "K", "slots", "resident", "binds", "best other engine"):
+        table.add_column(name, no_wrap=True)
+    for label, entry in rows:
+        choice, plan = entry.choice, entry.plan
+        table.add_row(
+            label,
+            f"{choice.tokens_per_s:.2f} ({_low_high(plan)})",
+            format_s(choice.ttft_s),
+            choice.draft or "none",
+            str(choice.draft_len),
+            str(choice.slots),
+            f"{choice.num_resident_layers}/{choice.num_layers}",
+            entry.binds,
+            f"{entry.rivals[0].name} {entry.rivals[0].tokens_per_s:.2f}" if entry.rivals else "",
+        )
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+    for warning in dict.fromkeys(warning for _, entry in rows for warning in entry.warnings):
+        console.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+def command_line(plan: Plan, path: Path) -> str:
+    """What to paste to run the plan."""
+    tokens = "" if plan.workload is None else f" --max-tokens {plan.workload.new_tokens}"
+    return f"runtime generate --plan {shlex.quote(str(path))}{tokens} --file prompt.txt"
+
+
+def _speed(plan: Plan) -> str:
+    predicted = plan.predicted
+    speed = format_tokens_per_s(predicted.generated_tokens_per_s or 0.0)
+    return f"[bold]{speed}[/bold] (P10-P90 {_low_high(plan)})"
+
+
+def _low_high(plan: Plan) -> str:
+    ends = [_tokens_per_s(plan.predicted_p10), _tokens_per_s(plan.predicted_p90)]
+    return "-".join(f"{end:.2f}" for end in ends)
+
+
+def _tokens_per_s(performance: Performance | None) -> float:
+    return 0.0 if performance is None else performance.generated_tokens_per_s or 0.0
+
+
+def _facts(recommendation: Recommendation) -> Table:
+    plan, choice = recommendation.plan, recommendation.choice
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column()
+    table.add_row("  plan", _described(choice))
+    low, high = plan.predicted_p10, plan.predicted_p90
+    if low is not None and high is not None and plan.workload is not None:
+        table.add_row(
+            "  first token",
+            f"{format_s(choice.ttft_s)} (P10-P90 {format_s(low.ttft_s or 0)}-{format_s(high.ttft_s or 0)}) after a "
+            f"prompt of {plan.workload.prompt_tokens} tokens",
+        )
+    budget = format_bytes(plan.devices[0].budget_bytes)
+    table.add_row(
+        "  memory",
+        f"{format_bytes(plan.memory.device_bytes)} on the device (budget {budget}), "
+        f"{format_bytes(plan.memory.host_bytes)} on the host",
+    )
+    return table
+
+
+def _described(choice: Choice) -> str:
+    draft = f"draft {choice.draft}, {choice.draft_len} tokens a round" if choice.draft else "no draft"
+    if choice.slots == 0:
+        return f"{draft}; everything resident"
+    return (
+        f"{draft}; {choice.num_resident_layers} of {choice.num_layers} layers resident, "
+        f"{choice.slots} slot{'s' * (choice.slots > 1)}; "
+        f"{format_tokens_per_s(choice.tokens_per_s)}"
+    )
+
+
+def _crossed(crossover: Crossover) -> str:
+    if crossover.first_draft_len is None:
+        best = max((point.speedup_frac for point in crossover.points), default=0.0)
+        return f"{crossover.draft}: at no length; at best {best:.2f} times the speed without a draft"
+    best_point = max(crossover.points, key=lambda point: point.tokens_per_s)
+    longest = max(point.draft_len for point in crossover.points)
+    last = (
+        f"to {longest}, the longest considered"
+        if crossover.last_draft_len == longest
+        else f"to {crossover.last_draft_len}"
+    )
+    return (
+        f"{crossover.draft}: from {crossover.first_draft_len} {last} drafted tokens; best {best_point.draft_len} "
+        f"({best_point.speedup_frac:.2f} times)"
+    )
+
+
+def _shown(rivals: Iterable[Rival], *, explain: bool) -> list[Rival]:
+    """All of them, or the fastest of each kind."""
+    if explain:
+        return list(rivals)
+    fastest: dict[str, Rival] = {}
+    for rival in rivals:
+        fastest.setdefault(rival.name, rival)
+    return list(fastest.values())
+
+
+def _rival(rival: Rival, choice: Choice) -> str:
+    draft = f" with {rival.draft} at {rival.draft_len}" if rival.draft else ", no draft"
+    ratio = rival.tokens_per_s / choice.tokens_per_s
+    verdict = "FASTER than this plan" if ratio > 1 else "of this plan"
+    return f"{rival.name}{draft}: {format_tokens_per_s(rival.tokens_per_s)}, {ratio:.2f} times {verdict}; {rival.how}"
+
+
+def _explain(console: Console, recommendation: Recommendation) -> None:
+    for crossover in recommendation.crossovers:
+        console.print(f"\n[bold]{crossover.draft}[/bold]")
+        table = Table(box=None, padding=(0, 2), pad_edge=False)
+        for name in ("K", "tokens/round", "round", "tok/s", "times no draft"):
+            table.add_column(name, justify="right")
+        for point in crossover.points:
+            table.add_row(
+                str(point.draft_len),
+                f"{point.tokens_per_round:.2f}",
+                format_s(point.round_s),
+                f"{point.tokens_per_s:.2f}",
+                f"{point.speedup_frac:.2f}",
+            )
+        console.print(table)
+    memory = Table.grid(padding=(0, 2))
+    memory.add_column(style="bold")
+    memory.add_column(justify="right")
+    for name, num_bytes in recommendation.plan.memory:
+        if num_bytes:
+            memory.add_row(name.removesuffix("_bytes").replace("_", " "), format_bytes(num_bytes))
+    console.print("\n[bold]memory[/bold]")
+    console.print(memory)
+    if recommendation.refused:
+        console.print("\n[bold]refused drafts[/bold]")
+        _list(console, [f"{refusal.draft}: {refusal.why}" for refusal in recommendation.refused])
+
+
+def _list(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(f"  {line}", markup=False)

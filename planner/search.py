@@ -1,0 +1,284 @@
+"""The best plan for a target here: every draft and length, slots and prefill chunks enumerated, placed and scored.
+
+The baseline without a draft is planned anew with the draft's memory given back, so that "do not speculate" and "do not
+stream, it fits" are answers like any other. Among plans within noise of the best the simplest is taken.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from planner.budget import (
+    PREFILL_CHUNKS_TOKENS,
+    Budget,
+    Wishes,
+    draft_needs_bytes,
+    fixed_memory,
+    plan_for_budget,
+    room_bytes,
+)
+from planner.contracts.errors import DraftstreamError, NoFeasiblePlanError, UsageError
+from planner.contracts.model_shape import ModelShape
+from planner.contracts.plan import MAX_DRAFT_LEN, LinkChoice, Plan, Unit, Workload
+from planner.contracts.profile import Profile
+from planner.contracts.quantities import format_bytes
+from planner.memory import Overheads
+from planner.placement import Placement, choose_residents, smallest_bytes
+from planner.scoring import Candidate, Score, Scorer
+from planner.uncertainty import ModelError, Outlook, outlook, performances, prior
+
+DRAFT_LENS = (*range(1, 17), 20, 24, 28, 32, 40, 48, MAX_DRAFT_LEN)
+SLOT_COUNTS = (2, 3, 4)
+_NOISE_FRAC = 0.005  # plans closer than this to the best are as good
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is wanted, and what is ruled out."""
+
+    budget: Budget
+    wishes: Wishes  # of its draft_len, num_slots and prefill_chunk_tokens only a stated chunk counts
+    workload: Workload
+    draft_lens: tuple[int, ...] = DRAFT_LENS
+    slot_counts: tuple[int, ...] = SLOT_COUNTS
+    resident_only: bool = False
+    never_speculate: bool = False
+    is_sampled: bool = False
+    error: ModelError | None = None
+    hazard_gain: float = 0.0
+
+
+def request_for(
+    profile: Profile,
+    budget: Budget,
+    link: LinkChoice,
+    device: str,
+    workload: Workload,
+    *,
+    context_tokens: int | None = None,
+    draft_len: int | None = None,
+    num_slots: int | None = None,
+    draft_on_host: bool = False,
+) -> Request:
+    """A request by a profile, with what the user fixed; what is None is the planner's to choose.
+
+    Raises: UsageError, where prompt and text do not fit the context.
+    """
+    needed_tokens = workload.prompt_tokens + workload.new_tokens
+    if context_tokens is not None and context_tokens < needed_tokens:
+        raise UsageError(
+            f"{workload.prompt_tokens} tokens of prompt and {workload.new_tokens} of text do not fit the context",
+            why=f"--ctx-size is {context_tokens}",
+            remedy=f"--ctx-size {needed_tokens}, or fewer tokens",
+        )
+    return Request(
+        budget=budget,
+        wishes=Wishes(
+            dtype=profile.dtype,
+            context_tokens=context_tokens or needed_tokens,
+            draft_len=0,
+            link=link,
+            device=device,
+            draft_on_host=draft_on_host and link.kind == "cuda",
+            overheads=Overheads.of(profile.memory),
+        ),
+        workload=workload,
+        draft_lens=DRAFT_LENS if draft_len is None else (draft_len,),
+        slot_counts=SLOT_COUNTS if num_slots is None else (num_slots,),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """All scores of a request, the best first, and the drafts that could not take part."""
+
+    scores: tuple[Score, ...]
+    refused: tuple[tuple[str, str], ...]  # name, why
+
+    @property
+    def best(self) -> Score:
+        """The score to plan by."""
+        return self.scores[0]
+
+    def best_of(self, fingerprint: str | None) -> Score | None:
+        """The best score with a draft, or without one."""
+        return next((score for score in self.scores if _fingerprint(score) == fingerprint), None)
+
+
+def rank(profile: Profile, request: Request) -> Ranking:
+    """Every candidate that fits, scored, the best first.
+
+    Raises: NoFeasiblePlanError, where nothing fits; BadInputError, where a measurement is missing.
+    """
+    scorer = scorer_for(profile, request)
+    refused = []
+    candidates = candidates_of(profile.target, None, request)
+    if not candidates:
+        raise _nothing_fits(profile.target, request)
+    for draft in () if request.never_speculate else profile.drafts:
+        try:
+            scorer.tokens_per_round(draft.fingerprint, 1)
+            with_draft = candidates_of(profile.target, draft, request)
+        except DraftstreamError as error:
+            refused.append((draft.name, f"{error.what}: {error.why}"))
+            continue
+        if not with_draft:
+            refused.append((draft.name, _why_too_big(profile.target, draft, request)))
+        candidates += with_draft
+    return Ranking(scores=tuple(_ordered(scorer.score(candidates))), refused=tuple(refused))
+
+
+def scorer_for(profile: Profile, request: Request) -> Scorer:
+    """A scorer for what the request asks."""
+    return Scorer(
+        profile,
+        request.wishes.link,
+        request.workload,
+        is_sampled=request.is_sampled,
+        draft_on_host=request.wishes.draft_on_host,
+        hazard_gain=request.hazard_gain,
+        factors=None if request.error is None else request.error.corrections,
+    )
+
+
+def candidates_of(target: ModelShape, draft: ModelShape | None, request: Request) -> list[Candidate]:
+    """The candidates with one draft, or with none, that fit the budget; none where nothing does."""
+    draft_lens = (0,) if draft is None else request.draft_lens
+    found: dict[tuple[int, int, Placement], Candidate] = {}
+    for num_slots in request.slot_counts if 1 in request.slot_counts else (*request.slot_counts, 1):
+        if num_slots == 1 and found and 1 not in request.slot_counts:
+            continue  # a single slot hides nothing; it is what is left where two do not fit
+        for draft_len in draft_lens:
+            for chunk_tokens in _chunks(request.wishes):
+                wishes = replace(
+                    request.wishes, draft_len=draft_len, num_slots=num_slots, prefill_chunk_tokens=chunk_tokens
+                )
+                placement, host_bytes = place(target, draft, request, wishes)
+                if placement is None:
+                    continue
+                candidate = Candidate(
+                    draft=draft,
+                    draft_len=draft_len,
+                    prefill_chunk_tokens=chunk_tokens,
+                    placement=placement,
+                    host_bytes=host_bytes,
+                )
+                found.setdefault((draft_len, chunk_tokens, placement), candidate)
+    return list(found.values())
+
+
+def place(
+    target: ModelShape, draft: ModelShape | None, request: Request, wishes: Wishes
+) -> tuple[Placement | None, int]:
+    """The placement within the budget and the host bytes left for weights; None where it does not fit."""
+    fixed = fixed_memory(target, draft, wishes)
+    budget = request.budget
+    if budget.draft_bytes is not None and draft_needs_bytes(fixed) > budget.draft_bytes:
+        return None, 0
+    room = room_bytes(target, fixed, budget, wishes)
+    host_bytes = budget.host_bytes - fixed.host_bytes
+    if room < smallest_bytes(target, wishes.dtype, wishes.num_slots) or host_bytes < 0:
+        return None, 0
+    placement = choose_residents(target, room, wishes.dtype, wishes.num_slots, wishes.most_residents)
+    if request.resident_only and placement.num_slots:
+        return None, 0
+    return placement, host_bytes
+
+
+def plan_of(profile: Profile, request: Request, score: Score) -> tuple[Plan, Outlook]:
+    """The plan that a score stands for, with times per unit and P10, P50, P90 of its performance."""
+    candidate, scorer = score.candidate, scorer_for(profile, request)
+    wishes = replace(
+        request.wishes,
+        draft_len=candidate.draft_len,
+        num_slots=max(1, candidate.placement.num_slots),
+        prefill_chunk_tokens=candidate.prefill_chunk_tokens,
+    )
+    plan = plan_for_budget(profile.target, candidate.draft, request.budget, wishes)
+    fingerprint = None if candidate.draft is None else candidate.draft.fingerprint
+    tokens = scorer.tokens_per_round(fingerprint, candidate.draft_len)
+    expected_rounds = request.workload.new_tokens / tokens.mean
+    drawn = outlook(
+        score.terms,
+        request.workload,
+        run_frac=tokens.run_frac(expected_rounds, request.workload.num_requests),
+        round_frac=tokens.round_frac,
+        first_draft_s=scorer.first_draft_s(candidate),
+        ttft_s=score.ttft_s,
+        error=request.error or prior(profile, request.wishes.link.kind),
+    )
+    middle, low, high = performances(drawn, request.workload, plan.predicted, tokens.survival)
+    update = {
+        "units": tuple(_timed(unit, score, index) for index, unit in enumerate(plan.units)),
+        "predicted": middle,
+        "predicted_p10": low,
+        "predicted_p90": high,
+        "workload": request.workload,
+        "calibration": {} if request.error is None else request.error.corrections,
+    }
+    return plan.model_copy(update=update), drawn
+
+
+def _timed(unit: Unit, score: Score, index: int) -> Unit:
+    terms = score.terms
+    is_streamed = bool(terms.is_streamed_U[index])
+    return unit.model_copy(
+        update={
+            "compute_s": float(terms.compute_s_U[index]),
+            "copy_s": float(terms.copy_s_U[index]) if is_streamed else (0.0 if unit.placement == "streamed" else None),
+            "read_s": float(terms.read_s_U[index]) if is_streamed and terms.read_s_U[index] else None,
+        }
+    )
+
+
+def _ordered(scores: Iterable[Score]) -> list[Score]:
+    """By seconds for the workload; first the simplest of those that are as good as the best."""
+    ordered = sorted(scores, key=lambda score: score.total_s)
+    limit_s = ordered[0].total_s * (1 + _NOISE_FRAC)
+    as_good = [score for score in ordered if score.total_s <= limit_s]
+    simplest = min(
+        as_good,
+        key=lambda score: (score.candidate.draft_len, score.candidate.placement.num_slots, score.total_s),
+    )
+    return [simplest, *(score for score in ordered if score is not simplest)]
+
+
+def _chunks(wishes: Wishes) -> Sequence[int]:
+    if wishes.prefill_chunk_tokens is not None:
+        return (min(wishes.prefill_chunk_tokens, wishes.context_tokens),)
+    return sorted({min(chunk, wishes.context_tokens) for chunk in PREFILL_CHUNKS_TOKENS})
+
+
+def _fingerprint(score: Score) -> str | None:
+    return None if score.candidate.draft is None else score.candidate.draft.fingerprint
+
+
+def _nothing_fits(target: ModelShape, request: Request) -> DraftstreamError:
+    """The error that says by how much, and the smallest relaxation that works."""
+    wishes = replace(request.wishes, draft_len=0, num_slots=1, prefill_chunk_tokens=min(_chunks(request.wishes)))
+    try:
+        plan = plan_for_budget(target, None, request.budget, wishes)
+    except DraftstreamError as error:
+        return error
+    whole_bytes = plan.memory.device_bytes + sum(
+        unit.dense_bytes for unit in plan.units if unit.placement != "resident"
+    )
+    budget_bytes = request.budget.device_bytes
+    return NoFeasiblePlanError(
+        f"{target.name} does not fit without streaming: {format_bytes(whole_bytes - budget_bytes)} short",
+        why=f"all of it takes {format_bytes(whole_bytes)}, and {format_bytes(budget_bytes)} may be taken",
+        remedy=f"--device-memory {-(-whole_bytes // 2**20)}MiB, or drop --resident-only",
+    )
+
+
+def _why_too_big(target: ModelShape, draft: ModelShape, request: Request) -> str:
+    wishes = replace(
+        request.wishes,
+        draft_len=min(request.draft_lens),
+        num_slots=1,
+        prefill_chunk_tokens=min(_chunks(request.wishes)),
+    )
+    try:
+        plan_for_budget(target, draft, request.budget, wishes)
+    except NoFeasiblePlanError as error:
+        return f"{error.what}; {error.why}"
+    return "with it the target does not fit without streaming"

@@ -1,0 +1,151 @@
+"""The plan of a run that was given none: by a profile named, cached, or measured quickly; or by memory alone."""
+
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from planner.contracts.errors import DraftstreamError, PlanMismatchError
+from planner.contracts.model_folder import fingerprint, open_model_folder
+from planner.contracts.plan import Dtype, Plan, Workload
+from planner.contracts.profile import Profile
+from runtime.api import Limits, context_for, make_plan, plan_by_profile
+from runtime.hub import model_folder
+from runtime.measure.cache import find_profile
+from runtime.measure.profile import QUICK_SECONDS, ProfileOptions, measure_profile, profile_key
+from runtime.measure.prompts import Prompt
+
+MEMORY_ALONE = "none"
+_DEFAULT_PROFILE = "DRAFTSTREAM_PROFILE"  # the environment's word for what --profile would say
+_DEFAULT_DRAFT_LEN, _DEFAULT_SLOTS = 4, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the command line says of the plan; None is left to the planner."""
+
+    target: str
+    draft: str | None
+    draft_len: int | None
+    profile: str | None  # a file, or `none`
+    context_tokens: int | None
+    prompt_tokens: int
+    max_tokens: int
+    dtype: Dtype | None
+    link: str | None
+    num_slots: int | None
+    limits: Limits
+    is_sampled: bool
+    is_quiet: bool
+
+
+def choose_plan(wanted: Wanted) -> Plan:
+    """The plan to run.
+
+    What no plan could fit is refused before anything is measured. Raises: any DraftstreamError.
+    """
+    by_memory = _plan_by_memory(wanted)
+    wanted = replace(wanted, profile=wanted.profile or os.environ.get(_DEFAULT_PROFILE))
+    if wanted.profile == MEMORY_ALONE:
+        return by_memory
+    try:
+        profile = _profile(wanted)
+        return _plan_by(profile, wanted)
+    except DraftstreamError as error:
+        if wanted.profile is not None or isinstance(error, PlanMismatchError):
+            raise
+        _say(wanted, f"planned by memory alone, without predictions: {error.what} ({error.why})")
+        return by_memory
+
+
+def _profile(wanted: Wanted) -> Profile:
+    """The profile named, or the cached one, or a quick one that is measured now."""
+    if wanted.profile is not None:
+        profile = Profile.read(Path(wanted.profile))
+        _check_is_of(profile, wanted.target)
+        return profile
+    drafts = [] if wanted.draft is None else [wanted.draft]
+    cached = find_profile(profile_key(wanted.target, drafts, dtype=wanted.dtype))
+    if cached is not None:
+        _say(wanted, f"planned by the profile of {cached.created[:16].replace('T', ' ')} UTC")
+        return cached
+    _say(
+        wanted,
+        f"no profile of this model here yet: measuring a quick one, within {QUICK_SECONDS:.0f} s (planner profile "
+        f"measures a better one; --profile {MEMORY_ALONE} plans by memory alone)",
+    )
+    from profiles import demo_folder, domain_prompts, heldout_texts
+
+    is_demo = wanted.target == str(demo_folder("target"))
+    texts = heldout_texts("profile") if is_demo else domain_prompts()
+    options = ProfileOptions(dtype=wanted.dtype, is_quick=True, is_forced=True, prompt_tokens=96, new_tokens=96)
+    return measure_profile(
+        wanted.target, drafts, options, [Prompt(domain=entry.domain, text=entry.text) for entry in texts]
+    )
+
+
+def _plan_by(profile: Profile, wanted: Wanted) -> Plan:
+    """The best plan with just the draft that was named."""
+    drafts = profile.drafts
+    if wanted.draft is not None:
+        named = fingerprint(open_model_folder(model_folder(wanted.draft)))
+        drafts = tuple(shape for shape in drafts if shape.fingerprint == named)
+        if not drafts:
+            raise PlanMismatchError(
+                f"the profile was not measured with the draft {wanted.draft}",
+                why=f"it knows {', '.join(shape.name for shape in profile.drafts) or 'no draft'}",
+                remedy=f"planner profile {wanted.target} --draft {wanted.draft}",
+            )
+    here = profile.model_copy(
+        update={
+            "target": profile.target.model_copy(update={"name": wanted.target}),
+            "drafts": tuple(shape.model_copy(update={"name": wanted.draft or shape.name}) for shape in drafts),
+        }
+    )
+    return plan_by_profile(
+        here,
+        Workload(prompt_tokens=wanted.prompt_tokens, new_tokens=_new_tokens(wanted)),
+        limits=wanted.limits,
+        context_tokens=_context_tokens(wanted),
+        draft_len=wanted.draft_len,
+        num_slots=wanted.num_slots,
+        link=wanted.link,
+        never_speculate=wanted.draft is None,
+        is_sampled=wanted.is_sampled,
+    )
+
+
+def _plan_by_memory(wanted: Wanted) -> Plan:
+    return make_plan(
+        wanted.target,
+        draft=wanted.draft,
+        limits=wanted.limits,
+        context_tokens=_context_tokens(wanted),
+        draft_len=wanted.draft_len or _DEFAULT_DRAFT_LEN,
+        num_slots=wanted.num_slots or _DEFAULT_SLOTS,
+        dtype=wanted.dtype,
+        link=wanted.link,
+    )
+
+
+def _context_tokens(wanted: Wanted) -> int:
+    return wanted.context_tokens or context_for(wanted.target, wanted.prompt_tokens, wanted.max_tokens)
+
+
+def _new_tokens(wanted: Wanted) -> int:
+    return max(1, min(wanted.max_tokens, _context_tokens(wanted) - wanted.prompt_tokens))
+
+
+def _check_is_of(profile: Profile, target: str) -> None:
+    actual = fingerprint(open_model_folder(model_folder(target)))
+    if profile.target.fingerprint != actual:
+        raise PlanMismatchError(
+            f"the profile is not of {target}",
+            why=f"it was measured with {profile.target.name}",
+            remedy=f"planner profile {target}",
+        )
+
+
+def _say(wanted: Wanted, line: str) -> None:
+    if not wanted.is_quiet:
+        sys.stderr.write(f"{line}\n")

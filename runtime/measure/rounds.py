@@ -1,0 +1,229 @@
+"""Live rounds of the truncated twin with a draft: what each pass of the draft takes, and what a round takes beside.
+
+The loop, the drafter and the verification are the runtime's own. The twin's logits are bent so that acceptance follows
+a script, from none to all, as the first pass of a draft feeds two tokens after all were accepted and else one.
+"""
+
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from planner.contracts.model_folder import ModelFolder
+from planner.contracts.plan import Dtype, Plan
+from planner.contracts.profile import ComputeMeasurement, DraftMeasurement
+from runtime.cached import CachedModel
+from runtime.checkpoint import Checkpoint
+from runtime.clock import RoundClock
+from runtime.decode import Sampling, decode_rounds
+from runtime.draft import ChainDrafter, Drafter, Proposal
+from runtime.measure.spread import spread
+from runtime.measure.twin import Twin
+from runtime.model import StreamedModel, all_resident
+from runtime.sampling import SamplingSettings
+from runtime.skeleton import build_skeleton
+
+DRAFT_LENS = (1, 2, 4, 8)
+CATCH_UP_TOKENS = (4, 16, 64, 256, 512)
+
+_CHUNK_TOKENS = 512
+_NUM_WARM_ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """An open draft, all resident beside a twin."""
+
+    fingerprint: str
+    cached: "TimedModel"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundTables:
+    """What live rounds gave."""
+
+    draft_passes: list[DraftMeasurement]
+    rounds: list[ComputeMeasurement]
+
+
+class TimedModel(CachedModel):
+    """A draft that notes when each of its passes begins, and over how many tokens."""
+
+    def __init__(self, streamed: StreamedModel, context_tokens: int) -> None:
+        super().__init__(streamed, context_tokens)
+        self.begun: list[tuple[int, float]] = []
+
+    def forward(self, tokens: Sequence[int], num_rows: int) -> Tensor:
+        """One pass, noted."""
+        self.begun.append((len(tokens), time.perf_counter()))
+        return super().forward(tokens, num_rows)
+
+
+class ScriptedModel(CachedModel):
+    """A twin whose logits accept as many drafted tokens as a script says, in turn: none, all, half."""
+
+    def __init__(self, streamed: StreamedModel, context_tokens: int) -> None:
+        super().__init__(streamed, context_tokens)
+        self._shares = itertools.cycle((0.0, 1.0, 0.5))
+
+    @torch.inference_mode()
+    def forward(self, tokens: Sequence[int], num_rows: int) -> Tensor:
+        """One pass; a pass for verification comes back with the logits of the script."""
+        logits_RV = super().forward(tokens, num_rows)
+        num_drafted = num_rows - 1
+        num_accepted = round(next(self._shares) * num_drafted)
+        largest = float(logits_RV.amax())
+        for row, token in enumerate(tokens[1:]):
+            if num_rows > 1:
+                logits_RV[row, token] = largest + 1 if row < num_accepted else -abs(largest) - 1
+        return logits_RV
+
+
+class TimedDrafter:
+    """A drafter whose passes are timed one by one: each from its start to the start of the next, its pick included."""
+
+    def __init__(self, drafter: Drafter, model: TimedModel) -> None:
+        self._drafter = drafter
+        self._model = model
+        self.passes_s: list[list[tuple[int, float]]] = []  # of each proposal: tokens fed, seconds
+
+    def propose(self, context: Sequence[int], max_tokens: int) -> Proposal:
+        """The drafter's own proposal."""
+        self._model.begun = []
+        started_s = time.perf_counter()
+        proposal = self._drafter.propose(context, max_tokens)
+        stopped_s = time.perf_counter()
+        fed = [num_tokens for num_tokens, _ in self._model.begun]
+        edges_s = [started_s, *(begun_s for _, begun_s in self._model.begun[1:]), stopped_s]
+        self.passes_s.append([(n, b - a) for n, (a, b) in zip(fed, itertools.pairwise(edges_s), strict=True)])
+        return proposal
+
+
+@contextmanager
+def open_draft(folder: ModelFolder, fingerprint: str, plan: Plan, dtype: Dtype) -> Iterator[Draft]:
+    """A draft as the runtime opens it beside a plan's target: resident there, its context no longer than its own."""
+    skeleton = build_skeleton(folder, dtype)
+    checkpoint = Checkpoint(folder, skeleton.model)
+    try:
+        streamed = StreamedModel(skeleton, checkpoint, all_resident(plan, skeleton))
+    except BaseException:
+        checkpoint.close()
+        raise
+    with streamed:
+        context_tokens = min(plan.context_tokens, int(skeleton.model.config.max_position_embeddings))
+        yield Draft(fingerprint=fingerprint, cached=TimedModel(streamed, context_tokens))
+
+
+def measure_rounds(twin: Twin, draft: Draft, context_tokens: int, num_rounds: int, *, has_rounds: bool) -> RoundTables:
+    """Passes of the draft after a context, and with `has_rounds` what rounds take beside, by verified tokens."""
+    target = ScriptedModel(twin.streamed, twin.cached.context_tokens)
+    passes_s: dict[int, list[float]] = defaultdict(list)
+    beside_s: dict[int, list[float]] = defaultdict(list)
+    before, started_s = twin.streamed.times(), time.perf_counter()
+    for draft_len in DRAFT_LENS:
+        if context_tokens + _longest_run(draft_len, num_rounds) > draft.cached.context_tokens:
+            continue
+        for num_tokens, duration_s in _run(target, draft, context_tokens, draft_len, num_rounds, beside_s):
+            passes_s[num_tokens].append(duration_s)
+    copied_bytes = twin.streamed.times().copied_bytes - before.copied_bytes
+    load = 0.0 if twin.link is None else copied_bytes / (time.perf_counter() - started_s)
+    draft_passes = [
+        _draft_row(draft, num_tokens, context_tokens, taken, load) for num_tokens, taken in sorted(passes_s.items())
+    ]
+    rounds = [
+        ComputeMeasurement(
+            unit="round",
+            load_bytes_per_s=load,
+            num_tokens=num_tokens,
+            context_tokens=context_tokens,
+            duration_s=spread(taken),
+        )
+        for num_tokens, taken in sorted(beside_s.items())
+        if has_rounds
+    ]
+    return RoundTables(draft_passes=draft_passes, rounds=rounds)
+
+
+def measure_catch_up(draft: Draft, context_tokens: int, repetitions: int) -> list[DraftMeasurement]:
+    """Passes over many tokens, as a draft makes when it reads a prompt."""
+    model = draft.cached
+    counts = [count for count in CATCH_UP_TOKENS if context_tokens + count <= model.context_tokens]
+    durations_s: dict[int, list[float]] = {count: [] for count in counts}
+    model.reset()
+    _feed(model, context_tokens)
+    for repetition in range(repetitions + 1):
+        for count in counts:
+            started_s = time.perf_counter()
+            int(model.forward([1] * count, 1)[0].argmax())
+            if repetition:
+                durations_s[count].append(time.perf_counter() - started_s)
+            model.drop(count)
+    return [_draft_row(draft, count, context_tokens, taken, 0.0) for count, taken in durations_s.items()]
+
+
+def _run(
+    target: ScriptedModel,
+    draft: Draft,
+    context_tokens: int,
+    draft_len: int,
+    num_rounds: int,
+    beside_s: dict[int, list[float]],
+) -> list[tuple[int, float]]:
+    """Rounds of one draft length: the passes of the draft; and into `beside_s` the rest of each full round."""
+    target.reset()
+    draft.cached.reset()
+    _feed(target, context_tokens)
+    vocab_size = min(target.streamed.vocab_size, draft.cached.streamed.vocab_size)
+    context = [1 % vocab_size] * (context_tokens + 1)
+    sampling = Sampling(SamplingSettings())
+    drafter = ChainDrafter(
+        draft.cached,
+        sampling.settings,
+        sampling.uniforms,
+        vocab_size=target.streamed.vocab_size,
+        chunk_tokens=_CHUNK_TOKENS,
+    )
+    timed = TimedDrafter(drafter, draft.cached)
+    rounds = decode_rounds(
+        target,
+        timed,
+        context,
+        sampling,
+        draft_len=draft_len,
+        max_tokens=_longest_run(draft_len, num_rounds),
+        clock=RoundClock(),
+    )
+    for index, entry in enumerate(itertools.islice(rounds, _NUM_WARM_ROUNDS + num_rounds)):
+        if index >= _NUM_WARM_ROUNDS and entry.num_draft_tokens == draft_len:
+            beside_s[draft_len + 1].append(entry.compute.host_s + entry.compute.unexplained_s)
+        if context[-1] >= vocab_size:  # a token that the draft does not know would end its drafting
+            context[-1] = 1
+    return [taken for proposal in timed.passes_s[_NUM_WARM_ROUNDS:] for taken in proposal if taken[0] <= 2]
+
+
+def _longest_run(draft_len: int, num_rounds: int) -> int:
+    """Tokens that so many rounds emit at the most, and then some, so that none is clipped."""
+    return (draft_len + 1) * (_NUM_WARM_ROUNDS + num_rounds + 1)
+
+
+@torch.inference_mode()
+def _feed(model: CachedModel, num_tokens: int) -> None:
+    for start in range(0, num_tokens, _CHUNK_TOKENS):
+        model.forward([1] * min(_CHUNK_TOKENS, num_tokens - start), 1)
+
+
+def _draft_row(
+    draft: Draft, num_tokens: int, context_tokens: int, durations_s: Sequence[float], load: float
+) -> DraftMeasurement:
+    return DraftMeasurement(
+        fingerprint=draft.fingerprint,
+        load_bytes_per_s=load,
+        num_tokens=num_tokens,
+        context_tokens=context_tokens,
+        duration_s=spread(durations_s),
+    )

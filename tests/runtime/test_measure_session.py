@@ -1,0 +1,157 @@
+"""A session resumes, keeps to its deadline, repeats what a drift disturbed, and rejects an unsteady machine."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from planner.contracts.errors import ResourceFailureError
+from planner.contracts.profile import MemoryMeasurement
+from runtime.measure.cache import locked
+from runtime.measure.journal import Findings, Journal
+from runtime.measure.session import Group, Session, Step
+
+STEADY = (1.0, 1.0)
+ONLY_MEMORY: tuple[Group, ...] = ("memory",)
+
+
+class Bench:
+    """Steps that count how often they were taken, on a clock that each of them moves by a second."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.now_s = 0.0
+
+    def steps(self, *names: str, group: Group = "links") -> list[Step]:
+        return [Step(group=group, name=name, run=self._step(name)) for name in names]
+
+    def _step(self, name: str) -> Callable[[], Findings]:
+        def run() -> Findings:
+            self.taken.append(name)
+            self.now_s += 1.0
+            return Findings(memory=(MemoryMeasurement(part="host_overhead", num_bytes=len(self.taken)),))
+
+        return run
+
+
+def sentinel_of(*values: float) -> Callable[[], tuple[float, ...]]:
+    """A sentinel that returns these one after the other, the last of them for ever."""
+    pending = list(values)
+
+    def sentinel() -> tuple[float, ...]:
+        return STEADY[0], pending.pop(0) if len(pending) > 1 else pending[0]
+
+    return sentinel
+
+
+@contextmanager
+def session(
+    path: Path, bench: Bench, *sentinels: float, stop_at_s: float = 100.0, is_quick: bool = False
+) -> Iterator[Session]:
+    journal = Journal.open(path / "a.journal", "key")
+    yield Session(
+        journal,
+        sentinel_of(*(sentinels or STEADY)),
+        stop_at_s=stop_at_s,
+        is_quick=is_quick,
+        now_s=lambda: bench.now_s,
+    )
+    journal.close()
+
+
+def test_killed_run_is_taken_up_where_it_ended(tmp_path: Path) -> None:
+    bench = Bench()
+    with session(tmp_path, bench) as first:
+        first.run(bench.steps("a", "b"))
+    with session(tmp_path, bench) as second:
+        outcome = second.run(bench.steps("a", "b", "c"))
+    assert bench.taken == ["a", "b", "c"]
+    assert [entry.memory[0].num_bytes for entry in outcome.findings] == [1, 2, 3]
+    assert outcome.is_complete
+
+
+def test_deadline_leaves_a_note_of_what_is_missing(tmp_path: Path) -> None:
+    bench = Bench()
+    with session(tmp_path, bench, stop_at_s=2.0) as run:
+        outcome = run.run(bench.steps("a", "b", "c", group="acceptance"))
+    assert bench.taken == ["a", "b"]
+    assert "acceptance: 1 of 3 steps not measured for lack of time" in outcome.notes
+    assert not outcome.is_complete
+
+
+def test_groups_left_out_are_named(tmp_path: Path) -> None:
+    bench = Bench()
+    journal = Journal.open(tmp_path / "a.journal", "key")
+    run = Session(journal, sentinel_of(1.0), only=ONLY_MEMORY, stop_at_s=9.0, now_s=lambda: 0.0)
+    outcome = run.run([*bench.steps("a"), *bench.steps("m", group="memory")])
+    journal.close()
+    assert bench.taken == ["m"]
+    assert "links: not measured, left out by --only" in outcome.notes
+
+
+def test_disturbed_group_is_taken_again_once(tmp_path: Path) -> None:
+    bench = Bench()
+    with session(tmp_path, bench, 1.0, 1.10, 1.0) as run:  # at the start, after the group, and from then on
+        outcome = run.run(bench.steps("a", "b"))
+    assert bench.taken == ["a", "b", "a", "b"]
+    assert [entry.memory[0].num_bytes for entry in outcome.findings] == [3, 4]
+    assert outcome.drift_frac == pytest.approx(0.0)
+    assert not any("drifted" in note for note in outcome.notes)
+
+
+def test_drift_that_stays_is_kept_with_a_note(tmp_path: Path) -> None:
+    bench = Bench()
+    with session(tmp_path, bench, 1.0, 1.10) as run:
+        outcome = run.run(bench.steps("a"))
+    assert bench.taken == ["a", "a"]
+    assert outcome.drift_frac == pytest.approx(0.10)
+    assert "links: the machine drifted by 10.0% meanwhile" in outcome.notes
+
+
+def test_quick_run_notes_a_drift_and_repeats_nothing(tmp_path: Path) -> None:
+    bench = Bench()
+    with session(tmp_path, bench, 1.0, 1.10, is_quick=True) as run:
+        outcome = run.run(bench.steps("a"))
+    assert bench.taken == ["a"]
+    assert any("drifted" in note for note in outcome.notes)
+
+
+def test_machine_that_is_another_by_the_end_is_rejected_unless_forced(tmp_path: Path) -> None:
+    bench = Bench()
+    with (
+        session(tmp_path, bench, 1.0, 1.30) as run,
+        pytest.raises(ResourceFailureError, match="too unsteady") as caught,
+    ):
+        run.run(bench.steps("a"))
+    assert caught.value.exit_code == 6
+    assert bench.taken == ["a", "a"]
+    with session(tmp_path, bench, 1.0, 1.30) as run:
+        assert run.run(bench.steps("a"), is_forced=True).drift_frac == pytest.approx(0.30)
+    assert bench.taken == ["a"] * 4, "what was rejected is measured again"
+
+
+def test_step_that_the_deadline_cut_off_counts_as_missing(tmp_path: Path) -> None:
+    bench = Bench()
+
+    def cut() -> Findings:
+        bench.now_s = 5.0
+        return Findings()
+
+    with session(tmp_path, bench, stop_at_s=5.0) as run:
+        outcome = run.run([Step(group="acceptance", name="a", run=cut)])
+    assert outcome.findings == ()
+    assert not outcome.is_complete
+
+
+def test_two_profilers_at_once_on_one_entry_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    with (
+        locked(path),
+        pytest.raises(ResourceFailureError, match="another profiler is at work") as caught,
+        locked(path),
+    ):
+        pass
+    assert caught.value.exit_code == 6
+    with locked(path):
+        pass
