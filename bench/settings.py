@@ -5,29 +5,35 @@ synthetic: its draft runs and costs its time, but what it proposes is overridden
 """
 
 import random
-from collections.abc import Iterator, Sequence
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from bench.models import DECISIVE, DECISIVE_DRAFT, make_checkpoint, successor
 from planner.contracts.link_text import parse_link
-from planner.contracts.plan import ChainDraft, Plan, Workload
+from planner.contracts.plan import ChainDraft, Dtype, Plan, Workload
 from planner.contracts.profile import AcceptanceRecording, Profile
 from planner.contracts.report import Report
 from planner.search import Request, request_for
 from profiles import demo_folder, heldout_texts
-from runtime.api import Limits, budget_for, load
+from runtime.api import Limits, budget_for, load, make_plan
 from runtime.draft import ChainDrafter
 from runtime.engine import Engine
 
 Pair = Literal["demo", "random"]
+DTYPES: dict[Pair, Dtype] = {"demo": "fp32", "random": "bf16"}  # fp32 writes the same text in passes of any width
 
-_NUM_RECORDED = 64  # prompts of synthetic acceptance
+_NUM_RECORDED, _NUM_RECORDED_TOKENS = 64, 1024  # prompts of synthetic acceptance
+_CALM = 1.12  # times the best that a piece of work took: beyond, somebody else is at work
+_DEMO_WINDOW_TOKENS = 224  # of prompt and text: the demo pair is good for 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,18 +72,60 @@ class ScriptedDrafter(ChainDrafter):
     Which positions match is drawn once for a seed, so that plans of different draft lengths meet the same text.
     """
 
-    def __init__(self, *args: object, probability: float, seed: int, vocab_size: int, **named: object) -> None:
+    def __init__(
+        self,
+        *args: object,
+        probability: float,
+        seed: int,
+        vocab_size: int,
+        next_token: Callable[[int, int], int],
+        **named: object,
+    ) -> None:
         super().__init__(*args, vocab_size=vocab_size, **named)  # type: ignore[arg-type]
         self._probability = probability
         self._seed = seed
         self._num_tokens = vocab_size
+        self._next_token = next_token  # by position, and the token before it
 
     def greedy_pick(self, logits_V: Tensor, last_token: int) -> int:
         """The scripted token; the draft's own pick is made and dropped."""
         super().greedy_pick(logits_V, last_token)
-        right = successor(last_token, self._num_tokens)
-        is_match = random.Random(f"{self._seed} {len(self._fed)}").random() < self._probability
+        position = len(self._fed)
+        right = self._next_token(position, last_token) % self._num_tokens
+        is_match = random.Random(f"{self._seed} {position}").random() < self._probability
         return right if is_match else (right + 1) % self._num_tokens
+
+
+class Sentinel:
+    """Times one small piece of work again and again: what the machine's other users leave of a core."""
+
+    def __init__(self) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(demo_folder("draft"), dtype=torch.bfloat16).eval()
+        self.best_s = min(self.seconds() for _ in range(20))
+
+    @torch.inference_mode()
+    def seconds(self) -> float:
+        """Seconds of 60 passes of the demo draft."""
+        tokens = torch.ones(1, 1, dtype=torch.long)
+        start_s = time.perf_counter()
+        for _ in range(60):
+            self._model(tokens, use_cache=False)
+        return time.perf_counter() - start_s
+
+    def is_calm(self) -> bool:
+        """Whether the work takes about as long as it ever did."""
+        now_s = statistics.median(self.seconds() for _ in range(5))
+        self.best_s = min(self.best_s, now_s)
+        return now_s <= _CALM * self.best_s
+
+    def wait(self, most_s: float) -> bool:
+        """Wait for calm, at most so long; whether it came."""
+        stop_s = time.monotonic() + most_s
+        while not self.is_calm():
+            if time.monotonic() > stop_s:
+                return False
+            time.sleep(2)
+        return True
 
 
 def folders(pair: Pair, models: Path) -> tuple[Path, Path]:
@@ -87,7 +135,7 @@ def folders(pair: Pair, models: Path) -> tuple[Path, Path]:
     return make_checkpoint(DECISIVE, models), make_checkpoint(DECISIVE_DRAFT, models)
 
 
-def with_scripts(profile: Profile, probabilities: Sequence[float], num_tokens: int) -> Profile:
+def with_scripts(profile: Profile, probabilities: Sequence[float]) -> Profile:
     """The profile with recordings of synthetic acceptance, one domain for each probability."""
     drawn = random.Random(0)
     recordings = [
@@ -95,7 +143,7 @@ def with_scripts(profile: Profile, probabilities: Sequence[float], num_tokens: i
             domain=script(probability),
             prompt_tokens=1,
             fingerprint=profile.drafts[0].fingerprint,
-            ranks=tuple(int(drawn.random() >= probability) for _ in range(num_tokens)),
+            ranks=tuple(int(drawn.random() >= probability) for _ in range(_NUM_RECORDED_TOKENS)),
         )
         for probability in probabilities
         for _ in range(_NUM_RECORDED)
@@ -124,11 +172,19 @@ def request_of(setting: Setting, profile: Profile) -> Request:
 
 def run(setting: Setting, plan: Plan, seed: int) -> list[Report]:
     """Reports of the setting's requests, run by the plan one after the other."""
+    reports = []
     with load(plan=plan) as engine:
         engine.end_tokens = frozenset()
-        if setting.probability is not None and isinstance(plan.draft, ChainDraft):
-            engine.make_chain_drafter = partial(ScriptedDrafter, probability=setting.probability, seed=seed)
-        return [generate(engine, tokens, setting.new_tokens) for tokens in _prompts(setting, engine, seed)]
+        for index, tokens in enumerate(_prompts(setting, engine, seed)):
+            if setting.probability is not None and isinstance(plan.draft, ChainDraft):
+                engine.make_chain_drafter = partial(
+                    ScriptedDrafter,
+                    probability=setting.probability,
+                    seed=seed * 1000 + index,
+                    next_token=_writer(setting, tokens),
+                )
+            reports.append(generate(engine, tokens, setting.new_tokens))
+    return reports
 
 
 def generate(engine: Engine, tokens: Sequence[int], new_tokens: int) -> Report:
@@ -144,15 +200,35 @@ def tokens_per_s(reports: Sequence[Report]) -> float:
     return sum(report.generated_tokens - 1 for report in reports) / sum(report.generated_s for report in reports)
 
 
-def _prompts(setting: Setting, engine: Engine, seed: int) -> Iterator[list[int]]:
+def _writer(setting: Setting, prompt: Sequence[int]) -> Callable[[int, int], int]:
+    """What the target writes at a position after a token: known of the random pair, written before by the demo's."""
+    if setting.pair == "random":
+        return lambda _, last_token: successor(last_token, DECISIVE.vocab_size)
+    written = _written(tuple(prompt), setting.new_tokens)
+    return lambda position, _: written[position] if position < len(written) else 0
+
+
+@cache
+def _written(prompt: tuple[int, ...], new_tokens: int) -> tuple[int, ...]:
+    """Prompt and greedy text of the demo target."""
+    tokens = list(prompt)
+    plan = make_plan(demo_folder("target"), dtype=DTYPES["demo"], context_tokens=len(prompt) + new_tokens)
+    with load(plan=plan) as engine:
+        engine.end_tokens = frozenset()
+        tokens += [
+            token.token_id for token in engine.generate(prompt, max_tokens=new_tokens) if token.token_id is not None
+        ]
+    return tuple(tokens)
+
+
+def _prompts(setting: Setting, engine: Engine, seed: int) -> list[list[int]]:
     if setting.pair == "random":
         vocab_size = engine.target.streamed.vocab_size
-        for index in range(setting.num_requests):
-            yield [(seed + index + place) % vocab_size for place in range(setting.prompt_tokens)]
-        return
-    texts = [entry.text for entry in heldout_texts("evaluation") if setting.domain in ("", entry.domain)]
+        starts = range(seed, seed + setting.num_requests)
+        return [[(start + place) % vocab_size for place in range(setting.prompt_tokens)] for start in starts]
+    is_any = setting.probability is not None or not setting.domain
+    texts = [entry.text for entry in heldout_texts("evaluation") if is_any or setting.domain == entry.domain]
     encoded = [engine.tokenizer.encode(text) for text in texts]
-    long_enough = [tokens for tokens in encoded if len(tokens) >= setting.prompt_tokens]
-    chosen = random.Random(seed).sample(long_enough, setting.num_requests)
-    for tokens in chosen:
-        yield tokens[: setting.prompt_tokens]
+    size = _DEMO_WINDOW_TOKENS
+    windows = [tokens[start : start + size] for tokens in encoded for start in range(0, len(tokens) - size + 1, size)]
+    return [tokens[: setting.prompt_tokens] for tokens in random.Random(seed).sample(windows, setting.num_requests)]

@@ -7,12 +7,20 @@ import math
 from dataclasses import dataclass, replace
 
 from planner.contracts.errors import NoFeasiblePlanError, UsageError
+from planner.contracts.layer_parts import Granularity
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.performance import Performance
 from planner.contracts.plan import ChainDraft, Device, Dtype, LinkChoice, MemorySplit, ModelRef, NoDraft, Plan
 from planner.contracts.quantities import format_bytes
 from planner.memory import DEFAULT_OVERHEADS, MARGIN_FRAC, Overheads, activation_bytes
-from planner.placement import choose_residents, choose_sources, host_memory, smallest_bytes, units_of
+from planner.placement import (
+    choose_residents,
+    choose_sources,
+    decoder_rest_bytes,
+    host_memory,
+    smallest_bytes,
+    units_of,
+)
 
 PREFILL_CHUNKS_TOKENS = (512, 256, 128, 64, 32, 16)
 _PREFILL_BUDGET_FRAC = 1 / 8
@@ -42,7 +50,8 @@ class Wishes:
     device: str
     num_slots: int = 2
     prefill_chunk_tokens: int | None = None
-    most_residents: int | None = None  # layers
+    most_residents: int | None = None  # layers, which are then placed whole
+    granularity: Granularity = "layers"
     draft_on_host: bool = False  # where the device is another one than the CPU
     overheads: Overheads = DEFAULT_OVERHEADS
 
@@ -59,7 +68,9 @@ def plan_for_budget(target: ModelShape, draft: ModelShape | None, budget: Budget
     _check_draft(draft, fixed, budget, wishes)
     _check_room(target, fixed, budget, wishes)
     room = room_bytes(target, fixed, budget, wishes)
-    placement = choose_residents(target, room, wishes.dtype, wishes.num_slots, wishes.most_residents)
+    placement = choose_residents(
+        target, room, wishes.dtype, wishes.num_slots, wishes.most_residents, wishes.granularity
+    )
     placed = units_of(target, wishes.dtype, placement)
     units, staging = choose_sources(target, placed, wishes.link, budget.host_bytes - fixed.host_bytes)
     residents = [unit for unit in units if unit.placement == "resident"]
@@ -67,7 +78,9 @@ def plan_for_budget(target: ModelShape, draft: ModelShape | None, budget: Budget
     num_slots = min(wishes.num_slots, len(streamed))
     memory = fixed.model_copy(
         update={
-            "residents_bytes": target.rest_bytes(wishes.dtype) + sum(unit.dense_bytes for unit in residents),
+            "residents_bytes": sum(unit.dense_bytes for unit in residents)
+            + target.rest_bytes(wishes.dtype)
+            + decoder_rest_bytes(target, wishes.dtype, units),
             "slots_bytes": num_slots * max((unit.dense_bytes for unit in streamed), default=0),
             **host_memory(units, staging, wishes.link),
         }
@@ -133,9 +146,7 @@ def _prefill_chunk(target: ModelShape, draft: ModelShape | None, budget: Budget,
         asked = replace(wishes, prefill_chunk_tokens=min(num_tokens, wishes.context_tokens))
         fixed = fixed_memory(target, draft, asked)
         is_small = fixed.activations_bytes <= _PREFILL_BUDGET_FRAC * target_bytes
-        if is_small and room_bytes(target, fixed, budget, asked) >= smallest_bytes(
-            target, wishes.dtype, wishes.num_slots
-        ):
+        if is_small and room_bytes(target, fixed, budget, asked) >= least_bytes(target, wishes):
             break
     return min(num_tokens, wishes.context_tokens)
 
@@ -199,6 +210,11 @@ def room_bytes(target: ModelShape, fixed: MemorySplit, budget: Budget, wishes: W
     return usable_bytes - _target_fixed_bytes(target, fixed, wishes)
 
 
+def least_bytes(target: ModelShape, wishes: Wishes) -> int:
+    """Bytes of room without which the target does not run as wished."""
+    return smallest_bytes(target, wishes.dtype, wishes.num_slots, wishes.granularity)
+
+
 def _check_draft(draft: ModelShape | None, fixed: MemorySplit, budget: Budget, wishes: Wishes) -> None:
     draft_bytes = draft_needs_bytes(fixed)
     if draft is not None and budget.draft_bytes is not None and draft_bytes > budget.draft_bytes:
@@ -212,7 +228,7 @@ def _check_draft(draft: ModelShape | None, fixed: MemorySplit, budget: Budget, w
 
 def _check_room(target: ModelShape, fixed: MemorySplit, budget: Budget, wishes: Wishes) -> None:
     """Raises: NoFeasiblePlanError, where not even the slots fit, with the bytes of each part and what would fit."""
-    slots_bytes = smallest_bytes(target, wishes.dtype, wishes.num_slots)
+    slots_bytes = least_bytes(target, wishes)
     if room_bytes(target, fixed, budget, wishes) >= slots_bytes:
         return
     needed_bytes = _target_fixed_bytes(target, fixed, wishes) + slots_bytes

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from planner.contracts.errors import BadInputError
+from planner.contracts.layer_parts import LayerPart
 from planner.contracts.machine import Machine, MachineLink, Quantity
-from planner.contracts.model_shape import LayerPart, LayerShape, ModelShape
+from planner.contracts.model_shape import LayerShape, ModelShape
 from planner.contracts.plan import DTYPE_BYTES, Dtype, UnitKind
 from planner.contracts.profile import (
     AcceptanceCurve,

@@ -1,5 +1,6 @@
 """What to run here, why, why not the runner-up, and what would change the answer."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from planner.contracts.recommendation import (
     Refusal,
     Rival,
 )
+from planner.placement import Placement
 from planner.rivals import rivals
 from planner.scoring import Score
 from planner.search import Ranking, Request, plan_of, rank, scorer_for
@@ -80,12 +82,21 @@ def _choice(score: Score, target: ModelShape) -> Choice:
         slots=candidate.placement.num_slots,
         num_resident_layers=len(candidate.placement.residents),
         num_layers=target.num_layers,
+        residents=_residents(candidate.placement, target.num_layers),
         prefill_chunk_tokens=candidate.prefill_chunk_tokens,
         tokens_per_s=score.tokens_per_s,
         tokens_per_round=score.terms.tokens_per_round,
         round_s=score.round_s,
         ttft_s=score.ttft_s,
     )
+
+
+def _residents(placement: Placement, num_layers: int) -> str:
+    """What stays on the device, as a person says it."""
+    if placement.resident_parts is None:
+        return f"{len(placement.residents)} of {num_layers} layers"
+    counts = Counter(kind for kind, _ in placement.resident_parts)
+    return f"the attention of {counts['attention']} and the MLP of {counts['mlp']} of {num_layers} layers"
 
 
 def _lanes_s(score: Score) -> dict[Bound, float]:
@@ -100,7 +111,12 @@ def _lanes_s(score: Score) -> dict[Bound, float]:
 
 
 def _binds(score: Score) -> Bound:
-    """The lane that takes longest; the draft where it and compute, in turn on one lane, outlast the link."""
+    """The lane that takes longest; the draft where it and compute, in turn on one lane, outlast the link.
+
+    Memory, where it does not hold the two slots without which copies and compute take turns.
+    """
+    if score.candidate.placement.num_slots == 1 and score.terms.is_streamed_U.sum() > 1:
+        return "memory"
     lanes_s = _lanes_s(score)
     transfer: Bound = "link" if lanes_s["link"] >= lanes_s["disk"] else "disk"
     if lanes_s[transfer] >= lanes_s["compute"] + lanes_s["draft"]:
@@ -112,7 +128,7 @@ def _reasons(
     profile: Profile, request: Request, plan: Plan, best: Score, baseline: Score, priced: Sequence[Rival]
 ) -> list[str]:
     lanes_s, binds = _lanes_s(best), _binds(best)
-    num_residents, num_layers = len(best.candidate.placement.residents), profile.target.num_layers
+    num_layers = profile.target.num_layers
     reasons = [
         f"{binds} binds: of a round of {format_s(best.round_s)}, link {format_s(lanes_s['link'])}"
         + (f", disk {format_s(lanes_s['disk'])}" if lanes_s["disk"] else "")
@@ -120,7 +136,7 @@ def _reasons(
     ]
     if best.candidate.placement.num_slots:
         reasons.append(
-            f"{num_residents} of {num_layers} layers stay resident; "
+            f"resident: {_residents(best.candidate.placement, num_layers)}; "
             f"{format_bytes(plan.streamed_bytes)} travel in every pass"
         )
     else:
@@ -129,8 +145,7 @@ def _reasons(
         gain = best.tokens_per_s / baseline.tokens_per_s
         reasons.append(
             f"a draft of {best.candidate.draft_len} tokens yields {best.terms.tokens_per_round:.2f} tokens per round: "
-            f"{gain:.2f} times the best plan without a draft, which would hold "
-            f"{len(baseline.candidate.placement.residents)} layers"
+            f"{gain:.2f} times the best plan without a draft, which has its memory"
         )
     elif request.never_speculate:
         reasons.append("no draft was considered, as asked")
@@ -180,10 +195,7 @@ def _why_lost(best: Score, other: Score) -> str:
         )
     tokens = other.terms.tokens_per_round / best.terms.tokens_per_round
     rounds = other.round_s / best.round_s
-    return (
-        f"{share:.2f} times slower: {tokens:.2f} times the tokens per round, in rounds {rounds:.2f} times as long "
-        f"({len(other.candidate.placement.residents)} resident layers)"
-    )
+    return f"{share:.2f} times slower: {tokens:.2f} times the tokens per round, in rounds {rounds:.2f} times as long"
 
 
 def _crossover(ranking: Ranking, draft: ModelShape, baseline: Score) -> Crossover:
@@ -240,8 +252,18 @@ def _prices(profile: Profile, request: Request, best: Score) -> list[Price]:
 
 
 def _around(request: Request, best: Score) -> Request:
-    """The request with the chosen prefill chunk, so that a price is not paid in time to first token."""
-    return replace(request, wishes=replace(request.wishes, prefill_chunk_tokens=best.candidate.prefill_chunk_tokens))
+    """The request for plans much like the best, with its prefill chunk: no price is paid before the first token."""
+    candidate = best.candidate
+    num_slots, length = candidate.placement.num_slots, candidate.draft_len
+    near = tuple(count for count in request.slot_counts if num_slots <= count <= num_slots + 1)
+    return replace(
+        request,
+        wishes=replace(request.wishes, prefill_chunk_tokens=candidate.prefill_chunk_tokens),
+        draft_lens=tuple(other for other in request.draft_lens if length / 1.25 <= other <= length * 1.25),
+        slot_counts=near or request.slot_counts,
+        grains=(candidate.placement.granularity,),
+        never_speculate=candidate.draft is None,
+    )
 
 
 def _with_faster_link(profile: Profile, link: LinkChoice) -> tuple[Profile, LinkChoice]:

@@ -26,7 +26,7 @@ def show_recommendation(recommendation: Recommendation, *, plan_path: Path, is_r
     console = console_for_stdout()
     plan, choice = recommendation.plan, recommendation.choice
     console.print(f"[bold]{recommendation.answer}[/bold]: {_speed(plan)}")
-    console.print(_facts(recommendation))
+    _list(console, _facts(recommendation))
     console.print("\n[bold]why[/bold]")
     _list(console, recommendation.reasons)
     if recommendation.runner_up is not None:
@@ -102,26 +102,20 @@ def _tokens_per_s(performance: Performance | None) -> float:
     return 0.0 if performance is None else performance.generated_tokens_per_s or 0.0
 
 
-def _facts(recommendation: Recommendation) -> Table:
+def _facts(recommendation: Recommendation) -> list[str]:
     plan, choice = recommendation.plan, recommendation.choice
-    table = Table.grid(padding=(0, 2))
-    table.add_column()
-    table.add_column()
-    table.add_row("  plan", _described(choice))
     low, high = plan.predicted_p10, plan.predicted_p90
+    facts = {"plan": _described(choice)}
     if low is not None and high is not None and plan.workload is not None:
-        table.add_row(
-            "  first token",
-            f"{format_s(choice.ttft_s)} (P10-P90 {format_s(low.ttft_s or 0)}-{format_s(high.ttft_s or 0)}) after a "
-            f"prompt of {plan.workload.prompt_tokens} tokens",
+        facts["first token"] = (
+            f"{format_s(choice.ttft_s)} (P10-P90 {format_s(low.ttft_s or 0)}-{format_s(high.ttft_s or 0)}) after a prompt "
+            f"of {plan.workload.prompt_tokens} tokens"
         )
-    budget = format_bytes(plan.devices[0].budget_bytes)
-    table.add_row(
-        "  memory",
-        f"{format_bytes(plan.memory.device_bytes)} on the device (budget {budget}), "
-        f"{format_bytes(plan.memory.host_bytes)} on the host",
+    facts["memory"] = (
+        f"{format_bytes(plan.memory.device_bytes)} on the device (budget "
+        f"{format_bytes(plan.devices[0].budget_bytes)}), {format_bytes(plan.memory.host_bytes)} on the host"
     )
-    return table
+    return [f"{name:12} {fact}" for name, fact in facts.items()]
 
 
 def _described(choice: Choice) -> str:
@@ -129,7 +123,7 @@ def _described(choice: Choice) -> str:
     if choice.slots == 0:
         return f"{draft}; everything resident"
     return (
-        f"{draft}; {choice.num_resident_layers} of {choice.num_layers} layers resident, "
+        f"{draft}; resident {choice.residents}; "
         f"{choice.slots} slot{'s' * (choice.slots > 1)}; "
         f"{format_tokens_per_s(choice.tokens_per_s)}"
     )

@@ -11,7 +11,7 @@ from planner.contracts.errors import DraftstreamError
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.recommendation import Rival
 from planner.scoring import Candidate, Scorer
-from planner.search import Request, place
+from planner.search import Request, place, within_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ _MAPPED = _Kind("mapped", "computes where the page cache holds the weights, all 
 
 def rivals(scorer: Scorer, drafts: Sequence[ModelShape], request: Request) -> tuple[Rival, ...]:
     """Each engine that can run here, without a draft and with each at its best length, the fastest first."""
-    profile = scorer.profile
+    profile, request = scorer.profile, within_tables(scorer, request)
     kinds = [_NO_PREFETCH]
     if request.wishes.link.kind == "cuda":
         if any(entry.processor == "host" and entry.unit == "layer" for entry in profile.compute):

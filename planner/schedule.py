@@ -16,6 +16,7 @@ Not here: several copies at a time, jitter, what the lanes take from each other 
 Source: Baccelli et al., Synchronization and Linearity, 1992, ch. 3; Karp, Discrete Mathematics 23 (1978), theorem 1.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from planner.contracts.timeline import Span
 
 FloatArray = NDArray[np.float64]
 
+_SAME_STEP_FRAC = 1e-9  # steps closer than this differ by rounding
 _CHUNK = 2048  # candidates whose arrays share the cache
 
 
@@ -155,10 +157,18 @@ def first_pass_s(schedule: Schedule) -> float:
 
 
 def passes_s(schedule: Schedule, num_passes: int) -> float:
-    """Seconds of several passes from empty slots, the boundary between each two of them."""
+    """Seconds of several passes from empty slots, the boundary between each two of them.
+
+    Once a pass has moved all times on by the same, every later one does so too, and none of them needs to be run.
+    """
     state = _State.cold(schedule)
+    times_s = state.times_s()
     for index in range(num_passes):
         _run_pass(schedule, state, boundary_s=schedule.boundary_s if index else 0.0)
+        before_s, times_s = times_s, state.times_s()
+        steps_s = [after - before for after, before in zip(times_s, before_s, strict=True)]
+        if index and math.isclose(min(steps_s), max(steps_s), rel_tol=_SAME_STEP_FRAC):
+            return state.computed_s + (num_passes - 1 - index) * steps_s[0]
     return state.computed_s
 
 

@@ -5,19 +5,20 @@ arrays are made once; the rounds of all candidates go through the recurrence tog
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.acceptance import Yield, chain_yield, curve_yield, sampled_yield
 from planner.contracts.errors import BadInputError
+from planner.contracts.layer_parts import DECODER_KINDS
 from planner.contracts.model_shape import ModelShape
-from planner.contracts.plan import INLINE_BYTES, LinkChoice, Staging, Unit, Workload
+from planner.contracts.plan import INLINE_BYTES, LinkChoice, Staging, Unit, UnitKind, Workload
 from planner.contracts.profile import Processor, Profile
 from planner.placement import Placement, choose_sources, units_of
 from planner.schedule import Schedule, ScheduleBatch, Step, passes_s, round_times_s
@@ -70,11 +71,33 @@ class Score:
     total_s: float  # for the whole workload
 
 
+class _UnitClass(NamedTuple):
+    """What units have in common that compute equally long."""
+
+    kind: UnitKind
+    first: int  # layer of that shape
+    num_rows: int  # of a head chunk
+    is_on_host: bool
+
+    @classmethod
+    def of(cls, timing: Timing, unit: Unit) -> Self:
+        """The class of a unit."""
+        is_of_layer = unit.kind in DECODER_KINDS
+        return cls(
+            kind=unit.kind,
+            first=timing.first_alike[unit.index] if is_of_layer else 0,
+            num_rows=0 if unit.rows is None else unit.rows[1] - unit.rows[0],
+            is_on_host=unit.placement == "host",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _PlacedUnits:
     """A placement as arrays over its units in pass order."""
 
     units: tuple[Unit, ...]
+    classes: tuple[_UnitClass, ...]
+    class_U: NDArray[np.int64]  # index into them
     staging: Staging | None
     is_streamed_U: NDArray[np.bool_]
     is_inline: bool
@@ -110,6 +133,7 @@ class Scorer:
         self.decode_context_tokens = workload.prompt_tokens + workload.new_tokens / 2
         self._placed = lru_cache(maxsize=None)(self._place)
         self._pass_times = lru_cache(maxsize=None)(self._pass_arrays)
+        self._class_times = lru_cache(maxsize=None)(self._class_slopes)
         self._prefill = lru_cache(maxsize=None)(self._prefill_s)
         self._draft_prefill = lru_cache(maxsize=None)(self._draft_prefill_s)
         self.tokens_per_round = lru_cache(maxsize=None)(self._yield)
@@ -170,14 +194,14 @@ class Scorer:
         """Seconds of a round in which nothing overlaps: read, copy, compute, one unit after the other."""
         placed = self._placed(candidate.placement, candidate.host_bytes)
         transfers_s = float(placed.copies_s[0].sum() + placed.reads_s[0].sum())
-        return transfers_s + self._compute_only_s(candidate, placed.units, "device")
+        return transfers_s + self._compute_only_s(candidate, placed, "device")
 
     def cpu_round_s(self, candidate: Candidate) -> float:
         """Seconds of a round in which the CPU computes, where it lies, what is not resident; nothing is copied."""
         placed = self._placed(candidate.placement, candidate.host_bytes)
         elsewhere: Processor = "host" if self.timing.link.kind == "cuda" else "device"
         reads_s = float(placed.reads_s[0].sum())  # of what host memory does not hold
-        return reads_s + self._compute_only_s(candidate, placed.units, elsewhere)
+        return reads_s + self._compute_only_s(candidate, placed, elsewhere)
 
     def first_draft_s(self, candidate: Candidate) -> float:
         """Seconds that the first round drafts longer than the others: the draft reads the prompt then."""
@@ -209,16 +233,14 @@ class Scorer:
         num_tokens = prompt_tokens / num_passes
         return num_passes * self.timing.draft_pass_s(fingerprint, num_tokens, prompt_tokens / 2, 0.0, processor)
 
-    def _compute_only_s(self, candidate: Candidate, units: Sequence[Unit], elsewhere: Processor) -> float:
+    def _compute_only_s(self, candidate: Candidate, placed: _PlacedUnits, elsewhere: Processor) -> float:
         num_verified, context_tokens = candidate.draft_len + 1, self.decode_context_tokens
-        by_processor = {
-            processor: unit_times(self.timing, units, num_verified, context_tokens, _PER_BYTE_PER_S, processor)[0]
-            for processor in {"device", elsewhere}
-        }
-        compute_s = sum(
-            float(by_processor[elsewhere if unit.placement == "streamed" else "device"][index])
-            for index, unit in enumerate(units)
-        )
+        counts = Counter(zip(placed.class_U.tolist(), placed.is_streamed_U.tolist(), strict=True))
+        compute_s = 0.0
+        for (of_unit, is_streamed), count in counts.items():
+            processor = elsewhere if is_streamed else "device"
+            unit_s = _class_s(self.timing, placed.classes[of_unit], num_verified, context_tokens, 0.0, processor)
+            compute_s += count * unit_s
         tokens = self.tokens_per_round(_fingerprint(candidate), candidate.draft_len)
         return compute_s + self._draft_s(candidate, tokens, 0.0) + self.timing.round_s(num_verified)
 
@@ -262,8 +284,12 @@ class Scorer:
         target, link = self.profile.target, self.timing.link
         units, staging = choose_sources(target, units_of(target, self.profile.dtype, placement), link, host_bytes)
         streamed = [unit for unit in units if unit.placement == "streamed"]
+        class_of_units = [_UnitClass.of(self.timing, unit) for unit in units]
+        classes = tuple(dict.fromkeys(class_of_units))
         return _PlacedUnits(
             units=tuple(units),
+            classes=classes,
+            class_U=np.array([classes.index(of_unit) for of_unit in class_of_units]),
             staging=staging,
             is_streamed_U=np.array([unit.placement == "streamed" for unit in units]),
             is_inline=link.kind == "disk" and max((unit.dense_bytes for unit in streamed), default=0) <= INLINE_BYTES,
@@ -290,9 +316,16 @@ class Scorer:
         self, placement: Placement, host_bytes: int, num_tokens: float, context_tokens: float
     ) -> tuple[FloatArray, FloatArray]:
         """Seconds per unit without copies beside it, and by how much a byte per second of them slows each down."""
-        return unit_times(
-            self.timing, self._placed(placement, host_bytes).units, num_tokens, context_tokens, _PER_BYTE_PER_S
-        )
+        placed = self._placed(placement, host_bytes)
+        times = [self._class_times(of_units, num_tokens, context_tokens) for of_units in placed.classes]
+        alone_s, slopes = zip(*times, strict=True)
+        return np.array(alone_s)[placed.class_U], np.array(slopes)[placed.class_U]
+
+    def _class_slopes(self, of_units: _UnitClass, num_tokens: float, context_tokens: float) -> tuple[float, float]:
+        """Seconds alone, and the relative slow-down per byte per second of copies, read off at some load."""
+        alone = _class_s(self.timing, of_units, num_tokens, context_tokens, 0.0, "device")
+        loaded = _class_s(self.timing, of_units, num_tokens, context_tokens, _PER_BYTE_PER_S, "device")
+        return alone, (loaded / alone - 1) / _PER_BYTE_PER_S if alone else 0.0
 
     def _prefill_s(self, placement: Placement, host_bytes: int, chunk_tokens: int) -> float:
         """Seconds from empty slots to the first token: as many passes as the prompt has chunks, of equal length."""
@@ -317,28 +350,6 @@ class Scorer:
         ]
         schedule = Schedule(steps=tuple(steps), num_slots=max(1, placement.num_slots), boundary_s=0.0)
         return passes_s(schedule, num_passes)
-
-
-def unit_times(
-    timing: Timing,
-    units: Sequence[Unit],
-    num_tokens: float,
-    context_tokens: float,
-    load_bytes_per_s: float,
-    processor: Processor = "device",
-) -> tuple[FloatArray, FloatArray]:
-    """Seconds per unit alone, and its relative slow-down per byte per second of copies, read off at some load."""
-    seen: dict[tuple[object, ...], tuple[float, float]] = {}
-    alone_s, slopes = [], []
-    for unit in units:
-        key = _unit_key(timing, unit)
-        if key not in seen:
-            alone = _unit_s(timing, unit, num_tokens, context_tokens, 0.0, processor)
-            loaded = _unit_s(timing, unit, num_tokens, context_tokens, load_bytes_per_s, processor)
-            seen[key] = (alone, (loaded / alone - 1) / load_bytes_per_s if alone else 0.0)
-        alone_s.append(seen[key][0])
-        slopes.append(seen[key][1])
-    return np.array(alone_s), np.array(slopes)
 
 
 def rounds_of(terms: Sequence[RoundTerms]) -> FloatArray:
@@ -383,31 +394,26 @@ def _padded(rows: Sequence[FloatArray | NDArray[np.bool_]], num_units: int) -> F
     return padded
 
 
-def _unit_key(timing: Timing, unit: Unit) -> tuple[object, ...]:
-    if unit.kind == "layer":
-        return ("layer", timing.first_alike[unit.index])
-    return (unit.kind, None if unit.rows is None else unit.rows[1] - unit.rows[0])
-
-
-def _unit_s(
+def _class_s(
     timing: Timing,
-    unit: Unit,
+    of_units: _UnitClass,
     num_tokens: float,
     context_tokens: float,
     load_bytes_per_s: float,
     processor: Processor,
 ) -> float:
-    match unit.kind:
-        case "layer":
-            return timing.layer_s(unit.index, num_tokens, context_tokens, load_bytes_per_s, processor)
+    match of_units.kind:
+        case "layer" | "attention" | "mlp":
+            table = timing.decoder_table(of_units.kind, of_units.first, processor)
+            return table.at(num_tokens, context_tokens, load_bytes_per_s)
         case "head_chunk":
-            assert unit.rows is not None
-            return timing.head_s(unit.rows[1] - unit.rows[0], num_tokens, load_bytes_per_s, processor)
+            return timing.head_s(of_units.num_rows, num_tokens, load_bytes_per_s, processor)
         case "embedding":
-            return timing.pass_s(num_tokens, context_tokens)
+            gather_s = timing.gather_s(num_tokens) if of_units.is_on_host else 0.0
+            return timing.pass_s(num_tokens, context_tokens) + gather_s
     raise BadInputError(
-        f"the planner does not time units of kind {unit.kind}",
-        why="it places whole layers, head chunks and the embedding",
+        f"the planner does not time units of kind {of_units.kind}",
+        why="it places layers or their attention and MLP, head chunks and the embedding",
         remedy="plan again with whole layers",
     )
 

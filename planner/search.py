@@ -4,8 +4,10 @@ The baseline without a draft is planned anew with the draft's memory given back,
 stream, it fits" are answers like any other. Among plans within noise of the best the simplest is taken.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from planner.budget import (
     PREFILL_CHUNKS_TOKENS,
@@ -13,16 +15,18 @@ from planner.budget import (
     Wishes,
     draft_needs_bytes,
     fixed_memory,
+    least_bytes,
     plan_for_budget,
     room_bytes,
 )
 from planner.contracts.errors import DraftstreamError, NoFeasiblePlanError, UsageError
+from planner.contracts.layer_parts import Granularity
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import MAX_DRAFT_LEN, LinkChoice, Plan, Unit, Workload
 from planner.contracts.profile import Profile
 from planner.contracts.quantities import format_bytes
 from planner.memory import Overheads
-from planner.placement import Placement, choose_residents, smallest_bytes
+from planner.placement import Placement, choose_residents
 from planner.scoring import Candidate, Score, Scorer
 from planner.uncertainty import ModelError, Outlook, outlook, performances, prior
 
@@ -40,6 +44,7 @@ class Request:
     workload: Workload
     draft_lens: tuple[int, ...] = DRAFT_LENS
     slot_counts: tuple[int, ...] = SLOT_COUNTS
+    grains: tuple[Granularity, ...] = ("layers", "parts")
     resident_only: bool = False
     never_speculate: bool = False
     is_sampled: bool = False
@@ -110,21 +115,29 @@ def rank(profile: Profile, request: Request) -> Ranking:
     Raises: NoFeasiblePlanError, where nothing fits; BadInputError, where a measurement is missing.
     """
     scorer = scorer_for(profile, request)
+    request = within_tables(scorer, request)
     refused = []
-    candidates = candidates_of(profile.target, None, request)
+    grains = granularities(scorer, request)
+    candidates = candidates_of(profile.target, None, request, grains)
     if not candidates:
-        raise _nothing_fits(profile.target, request)
+        raise _nothing_fits(profile.target, request, grains)
     for draft in () if request.never_speculate else profile.drafts:
         try:
             scorer.tokens_per_round(draft.fingerprint, 1)
-            with_draft = candidates_of(profile.target, draft, request)
+            with_draft = candidates_of(profile.target, draft, request, grains)
         except DraftstreamError as error:
             refused.append((draft.name, f"{error.what}: {error.why}"))
             continue
         if not with_draft:
-            refused.append((draft.name, _why_too_big(profile.target, draft, request)))
+            refused.append((draft.name, _why_too_big(profile.target, draft, request, grains)))
         candidates += with_draft
     return Ranking(scores=tuple(_ordered(scorer.score(candidates))), refused=tuple(refused))
+
+
+def within_tables(scorer: Scorer, request: Request) -> Request:
+    """The request with only those draft lengths whose verification the profile's tables reach."""
+    longest = scorer.timing.most_verified_tokens() - 1
+    return replace(request, draft_lens=tuple(length for length in request.draft_lens if length <= longest))
 
 
 def scorer_for(profile: Profile, request: Request) -> Scorer:
@@ -140,29 +153,45 @@ def scorer_for(profile: Profile, request: Request) -> Scorer:
     )
 
 
-def candidates_of(target: ModelShape, draft: ModelShape | None, request: Request) -> list[Candidate]:
+def granularities(scorer: Scorer, request: Request) -> tuple[Granularity, ...]:
+    """By what the target may be placed: by whole layers, and where it may be split and was measured so, by parts."""
+    may_split = request.wishes.most_residents is None and scorer.profile.target.can_split and scorer.timing.has_parts
+    allowed = tuple(grain for grain in request.grains if grain == "layers" or may_split)
+    return allowed or ("layers",)
+
+
+def candidates_of(
+    target: ModelShape,
+    draft: ModelShape | None,
+    request: Request,
+    grains: Sequence[Granularity] = ("layers",),
+) -> list[Candidate]:
     """The candidates with one draft, or with none, that fit the budget; none where nothing does."""
     draft_lens = (0,) if draft is None else request.draft_lens
+    rooms = {
+        wishes: room
+        for draft_len, chunk_tokens in itertools.product(draft_lens, _chunks(request.wishes))
+        for wishes in [replace(request.wishes, draft_len=draft_len, prefill_chunk_tokens=chunk_tokens)]
+        for room in [_room(target, draft, request.budget, wishes)]
+        if room is not None
+    }
     found: dict[tuple[int, int, Placement], Candidate] = {}
     for num_slots in request.slot_counts if 1 in request.slot_counts else (*request.slot_counts, 1):
         if num_slots == 1 and found and 1 not in request.slot_counts:
             continue  # a single slot hides nothing; it is what is left where two do not fit
-        for draft_len in draft_lens:
-            for chunk_tokens in _chunks(request.wishes):
-                wishes = replace(
-                    request.wishes, draft_len=draft_len, num_slots=num_slots, prefill_chunk_tokens=chunk_tokens
-                )
-                placement, host_bytes = place(target, draft, request, wishes)
-                if placement is None:
-                    continue
-                candidate = Candidate(
-                    draft=draft,
-                    draft_len=draft_len,
-                    prefill_chunk_tokens=chunk_tokens,
-                    placement=placement,
-                    host_bytes=host_bytes,
-                )
-                found.setdefault((draft_len, chunk_tokens, placement), candidate)
+        for granularity, (beside, room) in itertools.product(grains, rooms.items()):
+            wishes = replace(beside, num_slots=num_slots, granularity=granularity)
+            placement = _placement(target, request, wishes, room)
+            if placement is None:
+                continue
+            candidate = Candidate(
+                draft=draft,
+                draft_len=wishes.draft_len,
+                prefill_chunk_tokens=wishes.prefill_chunk_tokens or 1,
+                placement=placement,
+                host_bytes=room.host_bytes,
+            )
+            found.setdefault((candidate.draft_len, candidate.prefill_chunk_tokens, placement), candidate)
     return list(found.values())
 
 
@@ -170,18 +199,35 @@ def place(
     target: ModelShape, draft: ModelShape | None, request: Request, wishes: Wishes
 ) -> tuple[Placement | None, int]:
     """The placement within the budget and the host bytes left for weights; None where it does not fit."""
+    room = _room(target, draft, request.budget, wishes)
+    if room is None:
+        return None, 0
+    return _placement(target, request, wishes, room), room.host_bytes
+
+
+class _Room(NamedTuple):
+    """Bytes beside all that does not depend on what is resident."""
+
+    device_bytes: int  # for slots and residents
+    host_bytes: int  # for weights
+
+
+def _room(target: ModelShape, draft: ModelShape | None, budget: Budget, wishes: Wishes) -> _Room | None:
+    """What is left for weights; None where the draft may not take what it needs, or the host has nothing left."""
     fixed = fixed_memory(target, draft, wishes)
-    budget = request.budget
-    if budget.draft_bytes is not None and draft_needs_bytes(fixed) > budget.draft_bytes:
-        return None, 0
-    room = room_bytes(target, fixed, budget, wishes)
     host_bytes = budget.host_bytes - fixed.host_bytes
-    if room < smallest_bytes(target, wishes.dtype, wishes.num_slots) or host_bytes < 0:
-        return None, 0
-    placement = choose_residents(target, room, wishes.dtype, wishes.num_slots, wishes.most_residents)
-    if request.resident_only and placement.num_slots:
-        return None, 0
-    return placement, host_bytes
+    is_over = budget.draft_bytes is not None and draft_needs_bytes(fixed) > budget.draft_bytes
+    return None if is_over or host_bytes < 0 else _Room(room_bytes(target, fixed, budget, wishes), host_bytes)
+
+
+def _placement(target: ModelShape, request: Request, wishes: Wishes, room: _Room) -> Placement | None:
+    """What stays resident; None where not even the slots fit."""
+    if room.device_bytes < least_bytes(target, wishes):
+        return None
+    placement = choose_residents(
+        target, room.device_bytes, wishes.dtype, wishes.num_slots, wishes.most_residents, wishes.granularity
+    )
+    return None if request.resident_only and placement.num_slots else placement
 
 
 def plan_of(profile: Profile, request: Request, score: Score) -> tuple[Plan, Outlook]:
@@ -192,6 +238,7 @@ def plan_of(profile: Profile, request: Request, score: Score) -> tuple[Plan, Out
         draft_len=candidate.draft_len,
         num_slots=max(1, candidate.placement.num_slots),
         prefill_chunk_tokens=candidate.prefill_chunk_tokens,
+        granularity=candidate.placement.granularity,
     )
     plan = plan_for_budget(profile.target, candidate.draft, request.budget, wishes)
     fingerprint = None if candidate.draft is None else candidate.draft.fingerprint
@@ -204,7 +251,7 @@ def plan_of(profile: Profile, request: Request, score: Score) -> tuple[Plan, Out
         round_frac=tokens.round_frac,
         first_draft_s=scorer.first_draft_s(candidate),
         ttft_s=score.ttft_s,
-        error=request.error or prior(profile, request.wishes.link.kind),
+        error=request.error or prior(profile, request.wishes.link),
     )
     middle, low, high = performances(drawn, request.workload, plan.predicted, tokens.survival)
     update = {
@@ -237,7 +284,12 @@ def _ordered(scores: Iterable[Score]) -> list[Score]:
     as_good = [score for score in ordered if score.total_s <= limit_s]
     simplest = min(
         as_good,
-        key=lambda score: (score.candidate.draft_len, score.candidate.placement.num_slots, score.total_s),
+        key=lambda score: (
+            score.candidate.draft_len,
+            score.candidate.placement.granularity == "parts",
+            score.candidate.placement.num_slots,
+            score.total_s,
+        ),
     )
     return [simplest, *(score for score in ordered if score is not simplest)]
 
@@ -252,9 +304,20 @@ def _fingerprint(score: Score) -> str | None:
     return None if score.candidate.draft is None else score.candidate.draft.fingerprint
 
 
-def _nothing_fits(target: ModelShape, request: Request) -> DraftstreamError:
+def _smallest(request: Request, grains: Sequence[Granularity], draft_len: int) -> Wishes:
+    """The wishes that take the least memory."""
+    return replace(
+        request.wishes,
+        draft_len=draft_len,
+        num_slots=1,
+        prefill_chunk_tokens=min(_chunks(request.wishes)),
+        granularity=grains[-1],
+    )
+
+
+def _nothing_fits(target: ModelShape, request: Request, grains: Sequence[Granularity]) -> DraftstreamError:
     """The error that says by how much, and the smallest relaxation that works."""
-    wishes = replace(request.wishes, draft_len=0, num_slots=1, prefill_chunk_tokens=min(_chunks(request.wishes)))
+    wishes = _smallest(request, grains, 0)
     try:
         plan = plan_for_budget(target, None, request.budget, wishes)
     except DraftstreamError as error:
@@ -270,15 +333,9 @@ def _nothing_fits(target: ModelShape, request: Request) -> DraftstreamError:
     )
 
 
-def _why_too_big(target: ModelShape, draft: ModelShape, request: Request) -> str:
-    wishes = replace(
-        request.wishes,
-        draft_len=min(request.draft_lens),
-        num_slots=1,
-        prefill_chunk_tokens=min(_chunks(request.wishes)),
-    )
+def _why_too_big(target: ModelShape, draft: ModelShape, request: Request, grains: Sequence[Granularity]) -> str:
     try:
-        plan_for_budget(target, draft, request.budget, wishes)
+        plan_for_budget(target, draft, request.budget, _smallest(request, grains, min(request.draft_lens)))
     except NoFeasiblePlanError as error:
         return f"{error.what}; {error.why}"
     return "with it the target does not fit without streaming"

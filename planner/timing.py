@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from planner.contracts.errors import BadInputError
+from planner.contracts.layer_parts import PART_KINDS, DecoderKind
 from planner.contracts.model_shape import LayerShape
 from planner.contracts.plan import DiskLink, LinkChoice
 from planner.contracts.profile import (
@@ -118,14 +119,18 @@ class ComputeTable:
 
 
 class LoadedTable:
-    """A compute table without copies beside it, and by how much each byte per second of copies slows it down."""
+    """A compute table without copies beside it, and by how much each byte per second of copies slows it down.
+
+    What only happens beside copies has no such table: then its times are as they were measured, at any load.
+    """
 
     def __init__(self, name: str, by_load: "_ByLoad") -> None:
-        self._alone = ComputeTable(name, by_load[min(by_load)])
+        alone = by_load.get(0.0) or {size: time_s for points in by_load.values() for size, time_s in points.items()}
+        self._alone = ComputeTable(name, alone)
         seen: dict[int, list[tuple[float, float]]] = defaultdict(list)
-        for load, points in by_load.items():
+        for load, points in by_load.items() if 0.0 in by_load else ():
             for (num_tokens, context_tokens), duration_s in points.items():
-                if load > min(by_load):
+                if load > 0:
                     seen[num_tokens].append((load, duration_s / self._alone.at(num_tokens, context_tokens) - 1))
         self._sizes = sorted(seen)
         self._slopes = [_slope_through_origin(seen[size]) for size in self._sizes]
@@ -166,7 +171,9 @@ class Timing:
         self._units = _by_load(
             profile.compute, lambda entry: _Unit(entry.unit, entry.index, entry.num_rows, entry.processor)
         )
-        self._drafts = _by_load(profile.draft_passes, lambda entry: (entry.fingerprint, entry.processor))
+        self._drafts = _by_load(
+            profile.draft_passes, lambda entry: (entry.fingerprint, entry.processor, entry.is_first)
+        )
         self._tables: dict[object, LoadedTable] = {}
         first: dict[LayerShape, int] = {}
         self.first_alike = [first.setdefault(layer, index) for index, layer in enumerate(profile.target.layers)]
@@ -194,8 +201,19 @@ class Timing:
         processor: Processor = "device",
     ) -> float:
         """Seconds of one decoder layer; layers of one shape share their measurements."""
-        table = self._unit(_Unit("layer", self.first_alike[index], None, processor))
+        table = self.decoder_table("layer", index, processor)
         return table.at(num_tokens, context_tokens, load_bytes_per_s)
+
+    def decoder_table(self, kind: DecoderKind, index: int, processor: Processor = "device") -> LoadedTable:
+        """The table of a layer or of a part of one; the attention's counts the layer's norms and sums too."""
+        return self._unit(_Unit(kind, self.first_alike[index], None, processor))
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether attention and MLP of every layer were measured by themselves."""
+        return all(
+            _Unit(kind, index, None, "device") in self._units for kind in PART_KINDS for index in set(self.first_alike)
+        )
 
     def head_s(
         self, num_rows: int, num_tokens: float, load_bytes_per_s: float = 0.0, processor: Processor = "device"
@@ -214,6 +232,11 @@ class Timing:
         """Seconds of a pass that belong to no unit: embedding, masks, norms."""
         return self._unit(_Unit("pass", 0, None, processor)).at(num_tokens, context_tokens)
 
+    def gather_s(self, num_tokens: float) -> float:
+        """Seconds of gathering rows of an embedding that lies on the host; 0 where that was not told apart."""
+        unit = _Unit("embedding", 0, None, "host")
+        return self._unit(unit).at(num_tokens, 0) if unit in self._units else 0.0
+
     def edge_s(self, load_bytes_per_s: float) -> float:
         """Seconds that handing over one streamed unit costs the compute lane; 0 where that was not told apart."""
         by_load = self._units.get(_Unit("edge", 0, None, "device"), {})
@@ -231,17 +254,29 @@ class Timing:
         context_tokens: float,
         load_bytes_per_s: float = 0.0,
         processor: Processor = "device",
+        *,
+        is_first: bool = False,
     ) -> float:
         """Seconds of one pass of a draft, its pick included."""
-        by_load = self._drafts.get((fingerprint, processor))
-        if by_load is None:
+        key = (fingerprint, processor, is_first)
+        if key not in self._drafts:
+            if is_first:  # not told apart
+                return self.draft_pass_s(fingerprint, num_tokens, context_tokens, load_bytes_per_s, processor)
             raise missing(f"the passes of the draft {fingerprint[:12]} on the {processor}", "rounds")
-        table = self._table((fingerprint, processor), "a draft pass", by_load)
-        return table.at(num_tokens, context_tokens, load_bytes_per_s)
+        return self._table(key, "a draft pass", self._drafts[key]).at(num_tokens, context_tokens, load_bytes_per_s)
+
+    def most_verified_tokens(self) -> int:
+        """The widest verify pass that the tables of rounds and layers reach."""
+        widest = [
+            max(num_tokens for points in by_load.values() for num_tokens, _ in points)
+            for unit, by_load in self._units.items()
+            if unit.kind in ("round", "layer", "attention", "mlp") and unit.processor == "device"
+        ]
+        return _MOST_EXTRAPOLATION * min(widest, default=0)
 
     def most_draft_tokens(self, fingerprint: str, processor: Processor) -> int:
         """The widest pass of a draft that the table reaches."""
-        by_load = self._drafts.get((fingerprint, processor), {})
+        by_load = self._drafts.get((fingerprint, processor, False), {})
         return _MOST_EXTRAPOLATION * max(num_tokens for points in by_load.values() for num_tokens, _ in points)
 
     def draft_s(
@@ -256,7 +291,7 @@ class Timing:
         """Seconds of drafting a chain: its first pass feeds what was accepted since the last, the others a token."""
         if draft_len == 0:
             return 0.0
-        first_s = self.draft_pass_s(fingerprint, mean_fed, context_tokens, load, processor)
+        first_s = self.draft_pass_s(fingerprint, mean_fed, context_tokens, load, processor, is_first=True)
         return first_s + (draft_len - 1) * self.draft_pass_s(fingerprint, 1, context_tokens, load, processor)
 
     def link_fit(self, name: LinkName, *, loaded: bool) -> LinkFit | None:

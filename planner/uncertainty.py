@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.contracts.performance import LinkSplit, Performance, RoundSplit
-from planner.contracts.plan import Workload
+from planner.contracts.plan import LinkChoice, Workload
 from planner.contracts.profile import Profile
 from planner.contracts.report import Report
 from planner.scoring import RoundTerms, num_rounds, rounds_of
+from planner.timing import link_name, spread_frac
 
 FloatArray = NDArray[np.float64]
 
@@ -29,11 +30,12 @@ _SEED = 20261120
 _P10, _P90 = 10, 90
 _PRIOR_RUNS = 5  # logged runs that the prior's spread counts as
 
-# Relative standard deviations before any run was logged. Measured: from docs/LOG.md, "predicted beside measured";
-# estimated: 10 % on links and 20 % on roofline times (docs of the estimate), 15 % on text that nobody replayed.
+# Relative standard deviations of the model itself before any run was logged. Measured: from docs/LOG.md, "predicted
+# beside measured". Estimated: what rooflines and datasheets leave out, beside the spread that each entry states for
+# itself; 15 % on text that nobody replayed.
 _PRIORS: dict[str, dict[Component, float]] = {
     "measured": {"link": 0.03, "compute": 0.04, "draft": 0.06, "host": 0.15, "tokens": 0.02, "ttft": 0.06},
-    "estimated": {"link": 0.10, "compute": 0.20, "draft": 0.20, "host": 0.50, "tokens": 0.15, "ttft": 0.20},
+    "estimated": {"link": 0.05, "compute": 0.10, "draft": 0.10, "host": 0.50, "tokens": 0.15, "ttft": 0.15},
 }
 _EMULATED_LINK_FRAC = 0.003  # its pace is kept by the clock
 
@@ -66,10 +68,16 @@ class Outlook:
     ttft_s: FloatArray
 
 
-def prior(profile: Profile, link_kind: str) -> ModelError:
-    """The model error to start from, by how the profile came about."""
+def prior(profile: Profile, link: LinkChoice) -> ModelError:
+    """The model error to start from, by how the profile came about, and the spread that its own entries state."""
     frac = dict(_PRIORS[profile.kind])
-    if link_kind == "emulated":
+    stated: dict[Component, float] = {
+        "link": spread_frac([entry for entry in profile.links if entry.link == link_name(link)]),
+        "compute": spread_frac([entry for entry in profile.compute if entry.unit == "layer"]),
+        "draft": spread_frac(profile.draft_passes),
+    }
+    frac.update({name: math.hypot(frac[name], spread) for name, spread in stated.items()})
+    if link.kind == "emulated":
         frac["link"] = _EMULATED_LINK_FRAC
     return ModelError(frac=frac)
 

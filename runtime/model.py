@@ -1,12 +1,12 @@
 """A transformers decoder whose weights lie and travel as a plan says; its own forward stays untouched.
 
-Hooks sit at a unit's edge only: a streamed layer waits for its slot before and frees it after, the head runs once per
-row chunk, the embedding reads the rows that a pass needs. Parameters are bound by name, so a module that the user put
-in place of another keeps streaming.
+Hooks sit at a unit's edge only: a streamed layer, or its attention and its MLP, waits for its slot before and frees it
+after, the head runs once per row chunk, the embedding reads the rows that a pass needs. Parameters are bound by name,
+so a module that the user put in place of another keeps streaming.
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
@@ -14,12 +14,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from planner.contracts.errors import PlanMismatchError
+from planner.contracts.layer_parts import DECODER_KINDS
 from planner.contracts.plan import Plan, Unit, UnitKind
 from runtime.binding import Binder, Parameters, as_parameters, names_on_meta
 from runtime.checkpoint import Checkpoint, Layout
 from runtime.embedding import HostTable, gather_on_host
 from runtime.head import HeadChunk, keep_strides_plain, run_in_chunks
 from runtime.link import HostRange, Link, PinningError, Source, open_link, page_aligned
+from runtime.parts import check_can_split, layer_parts
 from runtime.skeleton import DTYPES, Skeleton
 from runtime.trace import Trace
 from runtime.weight_stream import Stream, StreamedUnit, StreamTimes
@@ -42,11 +44,12 @@ class StreamedModel:
         self.link: Link = open_link(plan.link, torch.device(plan.devices[0].name))
         self._travelling: list[tuple[StreamedUnit, Layout]] = []
         self._parameters: list[list[Parameters]] = []  # of each travelling unit, in each slot
-        self._layers_in_slots: list[tuple[Binder, int]] = []  # with the layer's turn
+        self._modules_in_slots: list[tuple[Binder, int]] = []  # with the module's turn
         self._stream: Stream | None = None
-        for unit, (name, layer) in zip(_units(plan, "layer"), skeleton.layers, strict=True):
-            self._place_layer(unit, name, layer)
-        self._place_rest()
+        modules = _decoder_modules(plan, skeleton)
+        for unit, (name, module) in zip(_units(plan, *DECODER_KINDS), modules, strict=True):
+            self._place_module(unit, name, module)
+        self._place_rest([name for name, _ in modules])
         self._place_embedding(whole_head=self._place_head())
         if self._travelling:
             self._open_stream(trace)
@@ -77,17 +80,18 @@ class StreamedModel:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _place_layer(self, unit: Unit, name: str, layer: nn.Module) -> None:
-        layout = Layout.of(layer.named_parameters())
+    def _place_module(self, unit: Unit, name: str, module: nn.Module) -> None:
+        """Bind a layer or a part of one, or let it wait for its slot."""
+        layout = Layout.of(module.named_parameters())
         source = self._checkpoint.source(layout, prefix=f"{name}.")
-        binder = Binder(layer, layout)
+        binder = Binder(module, layout)
         if unit.placement == "resident":
             binder.bind(as_parameters(layout, self.link.load(source, layout.num_bytes)))
             return
-        self._layers_in_slots.append((binder, len(self._travelling)))
+        self._modules_in_slots.append((binder, len(self._travelling)))
         enter = self._travel(unit, layout, source)
-        layer.register_forward_pre_hook(lambda _module, _args: binder.bind(enter()), prepend=True)
-        layer.register_forward_hook(lambda _module, _args, _output: self._leave())
+        module.register_forward_pre_hook(lambda _module, _args: binder.bind(enter()), prepend=True)
+        module.register_forward_hook(lambda _module, _args, _output: self._leave())
 
     def _place_head(self) -> nn.Parameter | None:
         """Bind or hook the head; its whole weight, where that is resident in one piece."""
@@ -133,11 +137,11 @@ class StreamedModel:
         source = HostTable(table.read(dtype)) if unit.source == "ram" else table
         gather_on_host(skeleton.embedding, source, row_elements=meta_VH.shape[1], dtype=dtype, device=self.link.device)
 
-    def _place_rest(self) -> None:
-        """Load what is neither layer, embedding nor head weight: norms, learned positions, persistent buffers."""
+    def _place_rest(self, placed: Sequence[str]) -> None:
+        """Load what is in no unit: norms (those of layers too, beside their parts), positions, persistent buffers."""
         skeleton = self._skeleton
         tables = {f"{skeleton.embedding_name}.weight", f"{skeleton.head_name}.weight"}
-        inside = tuple(f"{name}." for name, _ in skeleton.layers)
+        inside = tuple(f"{name}." for name in placed)
         rest = [
             (name, parameter)
             for name, parameter in self.model.named_parameters()
@@ -192,7 +196,7 @@ class StreamedModel:
         layouts = {layout for _, layout in self._travelling}
         in_slots = {layout: [as_parameters(layout, slot) for slot in self._stream.slots] for layout in layouts}
         self._parameters = [in_slots[layout] for _, layout in self._travelling]
-        for binder, turn in self._layers_in_slots:
+        for binder, turn in self._modules_in_slots:
             binder.bind(self._parameters[turn][0])
 
 
@@ -208,8 +212,15 @@ def all_resident(plan: Plan, skeleton: Skeleton) -> Plan:
     return plan.model_copy(update={"units": tuple(units), "slots": 0, "staging": None})
 
 
-def _units(plan: Plan, kind: UnitKind) -> list[Unit]:
-    return [unit for unit in plan.units if unit.kind == kind]
+def _units(plan: Plan, *kinds: UnitKind) -> list[Unit]:
+    return [unit for unit in plan.units if unit.kind in kinds]
+
+
+def _decoder_modules(plan: Plan, skeleton: Skeleton) -> list[tuple[str, nn.Module]]:
+    """The modules of the plan's layers, or of their attention and MLP, with their names, in pass order."""
+    if plan.granularity == "layers":
+        return list(skeleton.layers)
+    return [part for name, layer in skeleton.layers for part in layer_parts(name, layer)]
 
 
 def _always(parameters: Parameters) -> Callable[[], Parameters]:
@@ -233,8 +244,8 @@ def _check_implemented(plan: Plan, skeleton: Skeleton) -> None:
     if any(index not in drafting for index in range(len(plan.devices))) or plan.batch > 1:
         raise _not_implemented(f"{len(plan.devices)} devices with batch {plan.batch}", "one device and batch 1")
     for unit in plan.units:
-        if unit.kind in ("attention", "mlp", "expert"):
-            raise _not_implemented(f"a unit of kind {unit.kind}", "whole layers")
+        if unit.kind == "expert":
+            raise _not_implemented("a unit of kind expert", "whole layers")
         if unit.codec != "raw":
             raise _not_implemented(f"the codec {unit.codec}", "raw")
         is_gathered = unit.kind == "embedding" and unit.placement == "host"
@@ -242,8 +253,10 @@ def _check_implemented(plan: Plan, skeleton: Skeleton) -> None:
             raise _not_implemented(f"a {unit.kind} with placement {unit.placement}", "resident and streamed layers")
         if unit.kind == "embedding" and unit.placement == "streamed":
             raise _not_implemented("a streamed embedding", "an embedding that is resident or gathered on the host")
+    if plan.granularity == "parts":
+        check_can_split(skeleton)
     head_rows = [unit.rows[1] for unit in plan.units if unit.rows is not None]
-    planned = (len(_units(plan, "layer")), head_rows[-1] if head_rows else 0, len(_units(plan, "embedding")))
+    planned = (len(_units(plan, "layer", "mlp")), head_rows[-1] if head_rows else 0, len(_units(plan, "embedding")))
     actual = (len(skeleton.layers), skeleton.head.get_parameter("weight").shape[0], 1)
     if planned != actual:
         raise PlanMismatchError(

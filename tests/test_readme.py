@@ -45,17 +45,20 @@ def test_python_of_the_readme_runs(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.slow
-def test_commands_of_the_readme_run(tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("import os\n")
     lines = [line for block in blocks("") for line in block.splitlines() if line.startswith(".venv/bin/")]
-    assert len(lines) == 3
+    assert len(lines) == 6
     for line in lines:
-        small = with_demo_pair(line).replace("6GiB", "16MiB").replace("--ctx-size 4096", "--ctx-size 128")
-        command = shlex.split(small.split(" > ")[0])
-        command[0] = str(Path(sys.executable).parent / Path(command[0]).name)
-        extra = ["--max-tokens", "4"] if command[1] == "generate" else []
-        done = subprocess.run([*command, *extra], cwd=tmp_path, capture_output=True, text=True, check=False)
+        command, _, out = line.partition(" > ")
+        arguments = shlex.split(with_demo_pair(command).replace("6GiB", "16MiB"))
+        arguments[0] = str(Path(sys.executable).parent / Path(arguments[0]).name)
+        extra = {"generate": ["--max-tokens", "4"], "profile": ["--quick", "--force"]}.get(arguments[1], [])
+        done = subprocess.run([*arguments, *extra], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+        if out:
+            (tmp_path / out).write_text(done.stdout)
 
 
 @pytest.mark.slow

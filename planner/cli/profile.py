@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.measure.session import Group, Progress
 
 _DEMO_TOKENS = 96  # of a prompt, and written after it: the demo pair is good for about 256
+_DEMO_SECONDS = 57.0  # nobody waits longer to see the demo
 _SHOWN_DRAFT_LEN = 4
 _SHOWN_TOKENS = (1, 8)
 
@@ -51,7 +52,7 @@ def profile(
         typer.Option(help="Measure this group only: links, compute, rounds, memory, acceptance; repeatable."),
     ] = None,
     max_seconds: Annotated[
-        float | None, typer.Option(min=1, help="Stop in time; 540, or 50 with --quick, if left out.")
+        float | None, typer.Option(min=1, help="Stop in time; 540, or 48 with --quick, if left out.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer points, within a minute.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the profile here, beside the cache.")] = None,
@@ -73,7 +74,7 @@ def profile(
         num_threads=threads,
         context_tokens=ctx_size,
         only=_groups(only),
-        max_seconds=max_seconds,
+        max_seconds=max_seconds or (_DEMO_SECONDS if is_demo and not quick else None),
         is_quick=quick,
         keeps_text=keep_text,
         is_forced=force,
@@ -189,26 +190,18 @@ def _drafts(measured: Profile) -> Iterator[str]:
 
 def _acceptance(measured: Profile) -> Iterator[str]:
     """Tokens per round at one draft length, by domain: each recording followed round by round."""
+    from planner.acceptance import replay
+
     for shape in measured.drafts:
         counts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
         for recording in measured.acceptance:
             if recording.fingerprint == shape.fingerprint and len(recording.ranks) > 1:
-                num_rounds = _num_rounds(recording.ranks[1:], _SHOWN_DRAFT_LEN)
+                num_rounds = len(replay(recording.ranks[1:], _SHOWN_DRAFT_LEN))
                 for slot, count in enumerate((1, len(recording.ranks) - 1, num_rounds)):
                     counts[recording.domain][slot] += count
         for domain, (num_prompts, num_tokens, num_rounds) in sorted(counts.items()):
             rate = num_tokens / num_rounds
             yield f"{domain}: {rate:.2f} tokens per round at draft length {_SHOWN_DRAFT_LEN}, {num_prompts} prompts"
-
-
-def _num_rounds(ranks: Sequence[int], draft_len: int) -> int:
-    """Rounds in which greedy verification writes the positions whose ranks these are."""
-    num_rounds = position = 0
-    while position < len(ranks):
-        drafted = ranks[position : position + min(draft_len, len(ranks) - position - 1)]
-        position += next((index for index, rank in enumerate(drafted) if rank), len(drafted)) + 1
-        num_rounds += 1
-    return num_rounds
 
 
 def _context(row: ComputeMeasurement) -> int:

@@ -216,7 +216,7 @@ def _request(asked: Asked, profile: Profile, link: LinkChoice, budget: "Budget",
     from planner.uncertainty import calibrated, prior
 
     _check_quality(asked.quality_floor, profile)
-    error = prior(profile, link.kind)
+    error = prior(profile, link)
     if asked.calibrate:
         from planner.contracts.report import Report
 

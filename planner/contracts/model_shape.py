@@ -9,12 +9,13 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 
 from pydantic import Field
 
 from planner.contracts.base import Contract, ContractFile
 from planner.contracts.errors import BadInputError
+from planner.contracts.layer_parts import PART_KINDS, SPLIT_MODEL_TYPES, TENSORS_OF, LayerPart, part_of
 from planner.contracts.model_folder import fingerprint, open_model_folder
 from planner.contracts.plan import DTYPE_BYTES, Dtype
 from planner.contracts.safetensors_header import TensorEntry
@@ -24,18 +25,12 @@ REGION_ALIGN_BYTES = 256
 KV_SLACK_TOKENS = 128  # a sliding window keeps so many more, so that rejected tokens can be rolled back
 
 LayerKind = Literal["full", "sliding", "recurrent"]
-LayerPart = Literal["attention", "mlp", "expert", "rest"]
 
 _STORED_DTYPES: dict[str, Dtype] = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
 _LAYER = re.compile(r"^(?P<prefix>.*?)\.(?P<index>[0-9]{1,9})\.(?P<rest>.+)$")
 _EMBEDDING = re.compile(r"(^|\.)(embed_tokens|embed_in|wte|word_embeddings|tok_embeddings)\.weight$")
 _HEAD = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 _RECURRENCE = re.compile(r"\.A_log$")  # the decay of a Mamba or a gated delta rule; not every config names such layers
-_PARTS: tuple[tuple[LayerPart, re.Pattern[str]], ...] = (  # the first that a tensor's name within its layer matches
-    ("expert", re.compile(r"(^|\.)experts(\.|$)")),
-    ("mlp", re.compile(r"^(mlp|feed_forward|ffn|block_sparse_moe|shared_expert|shared_mlp)(\.|$)")),
-    ("attention", re.compile(r"^(self_attn|self_attention|attention|attn|linear_attn|mixer|mamba|conv)(\.|$)")),
-)
 _OTHER_TOWERS = ("vision", "visual", "audio", "multi_modal", "image", "mtp.")
 
 
@@ -68,6 +63,14 @@ class LayerShape(Contract):
 
     def _groups(self, parts: tuple[LayerPart, ...]) -> list[TensorGroup]:
         return [group for group in self.tensors if not parts or group.part in parts]
+
+
+class _LayerSizes(NamedTuple):
+    """Bytes of some parts of each layer, and the layers that they are of."""
+
+    layers: tuple[LayerShape, ...]
+    wire_bytes: tuple[int, ...]
+    region_bytes: tuple[int, ...]
 
 
 class ModelShape(ContractFile):
@@ -168,17 +171,36 @@ class ModelShape(ContractFile):
         """The number of decoder layers."""
         return len(self.layers)
 
-    def layer_bytes(self, dtype: Dtype) -> tuple[int, ...]:
-        """Bytes of the region of each layer; worked out once, as a search asks for it many times."""
-        layers, known = self.known_layer_bytes.get(dtype, ((), ()))
-        if layers is not self.layers:  # a copy with other layers brings along what its original knew
-            known = tuple(layer.region_bytes(dtype) for layer in self.layers)
-            self.known_layer_bytes[dtype] = (self.layers, known)
+    @property
+    def can_split(self) -> bool:
+        """Whether attention and MLP of every layer may have places of their own."""
+        return self.model_type in SPLIT_MODEL_TYPES and all(
+            layer.num_params(*TENSORS_OF[kind]) for layer in dict.fromkeys(self.layers) for kind in PART_KINDS
+        )
+
+    def layer_bytes(self, dtype: Dtype, *parts: LayerPart) -> tuple[int, ...]:
+        """Bytes of the region of each layer, or of some of its parts."""
+        return self._layer_sizes(dtype, parts).region_bytes
+
+    def layer_wire_bytes(self, dtype: Dtype, *parts: LayerPart) -> tuple[int, ...]:
+        """Bytes of the tensors of each layer, or of some of its parts, unpadded."""
+        return self._layer_sizes(dtype, parts).wire_bytes
+
+    def _layer_sizes(self, dtype: Dtype, parts: tuple[LayerPart, ...]) -> _LayerSizes:
+        """Worked out once, as a search asks for it many times."""
+        known = self.known_layer_sizes.get((dtype, parts))
+        if known is None or known.layers is not self.layers:  # a copy with other layers brings its original's along
+            known = _LayerSizes(
+                layers=self.layers,
+                wire_bytes=tuple(layer.wire_bytes(dtype, *parts) for layer in self.layers),
+                region_bytes=tuple(layer.region_bytes(dtype, *parts) for layer in self.layers),
+            )
+            self.known_layer_sizes[dtype, parts] = known
         return known
 
     @cached_property
-    def known_layer_bytes(self) -> dict[Dtype, tuple[tuple[LayerShape, ...], tuple[int, ...]]]:
-        """What `layer_bytes` worked out so far, and for which layers."""
+    def known_layer_sizes(self) -> dict[tuple[Dtype, tuple[LayerPart, ...]], _LayerSizes]:
+        """What was worked out so far of the layers' sizes, and for which layers."""
         return {}
 
     def rest_bytes(self, dtype: Dtype) -> int:
@@ -232,7 +254,7 @@ class _Grouped(Contract):
             if match is not None and match["prefix"] == prefix:
                 if int(match["index"]) >= num_layers:
                     continue  # a multi-token-prediction layer behind the decoder's own: not loaded
-                layers[int(match["index"])].append((_part(match["rest"]), _num_params(entry)))
+                layers[int(match["index"])].append((part_of(match["rest"]), _num_params(entry)))
                 if _RECURRENCE.search(entry.name):
                     recurrent.add(int(match["index"]))
             elif _EMBEDDING.search(entry.name):
@@ -279,11 +301,6 @@ def _other_decoder(why: str) -> BadInputError:
     )
 
 
-def _part(name: str) -> LayerPart:
-    """The part of its layer that a tensor belongs to, by its name within the layer."""
-    return next((part for part, pattern in _PARTS if pattern.search(name)), "rest")
-
-
 def _counted(sizes: Iterable[tuple[LayerPart, int]]) -> tuple[TensorGroup, ...]:
     return tuple(
         TensorGroup(num_params=size, count=count, part=part) for (part, size), count in sorted(Counter(sizes).items())
@@ -307,7 +324,7 @@ _OLDER_NAMES = {
 def _integer(config: dict[str, object], key: str, default: int | None = None, *, least: int = 0) -> int:
     names = (key, *_OLDER_NAMES.get(key, ()))
     value = next((config[name] for name in names if config.get(name) is not None), None)
-    if value is None and default is not None:
+    if value is None and default is not None and default >= least:
         return default
     if isinstance(value, list) and value and all(isinstance(entry, int) for entry in value):
         value = max(value)  # one size a layer; the widest bounds them all

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from planner.contracts.base import Contract, ContractFile
+from planner.contracts.layer_parts import PART_KINDS, Granularity
 from planner.contracts.performance import Performance
 
 Dtype = Literal["bf16", "fp16", "fp32", "fp64"]
@@ -212,6 +213,7 @@ class Plan(ContractFile):
             indices = [unit.index for unit in self.units if unit.kind == kind]
             if indices != list(range(len(indices))):
                 raise ValueError(f"units: the {kind} units must be listed in order, each index once, from 0")
+        self._check_parts()
         next_row = 0
         for unit in self.units:
             if (unit.rows is not None) != (unit.kind == "head_chunk"):
@@ -226,10 +228,23 @@ class Plan(ContractFile):
             raise ValueError("staging: units that come from disk over another link need staging buffers")
         return self
 
+    def _check_parts(self) -> None:
+        """A plan places whole layers, or the attention and the MLP of each."""
+        parts = [(unit.kind, unit.index) for unit in self.units if unit.kind in PART_KINDS]
+        if parts and any(unit.kind == "layer" for unit in self.units):
+            raise ValueError("units: a plan has whole layers, or an attention and an mlp unit of each, never both")
+        if parts != [(kind, index) for index in range((len(parts) + 1) // 2) for kind in PART_KINDS]:
+            raise ValueError("units: attention 0, mlp 0, attention 1, mlp 1, ... must be listed so, each once")
+
     @property
     def streamed(self) -> tuple[Unit, ...]:
         """The units that travel in every pass, in pass order."""
         return tuple(unit for unit in self.units if unit.placement == "streamed")
+
+    @property
+    def granularity(self) -> Granularity:
+        """Whether attention and MLP have places of their own, or layers are placed whole."""
+        return "parts" if any(unit.kind in PART_KINDS for unit in self.units) else "layers"
 
     @property
     def is_inline(self) -> bool:

@@ -54,9 +54,9 @@ class ComputeMeasurement(Contract):
 
     `unit` is a unit of the plan, `pass` for all of a pass that belongs to no unit (embedding, masks, norms), `edge` for
     the hand-over of one streamed unit, or `round` for what a round takes beside its pass and its draft (judging and
-    accepting). `embedding` on the host is gathering the rows there. `index` is the
-    first unit of its kind of that shape; `num_rows` belongs to head chunks, whose tokens are rows of logits.
-    `load_bytes_per_s` is what the copy lane moved meanwhile.
+    accepting). `attention` is all of a layer but its MLP, its norms and sums included. `embedding` on the host is
+    gathering the rows there. `index` is the first unit of its kind of that shape; `num_rows` belongs to head chunks,
+    whose tokens are rows of logits. `load_bytes_per_s` is what the copy lane moved meanwhile.
     """
 
     unit: UnitKind | Literal["pass", "edge", "round"]
@@ -70,9 +70,13 @@ class ComputeMeasurement(Contract):
 
 
 class DraftMeasurement(Contract):
-    """Seconds of one pass of a draft as it is deployed, over `num_tokens` after `context_tokens`, its pick included."""
+    """Seconds of one pass of a draft as it is deployed, over `num_tokens` after `context_tokens`, its pick included.
+
+    The first pass of a proposal comes after one of the target, which leaves nothing of the draft in the caches.
+    """
 
     fingerprint: str
+    is_first: bool = False
     processor: Processor = "device"
     load_bytes_per_s: float = Field(default=0.0, ge=0)
     num_tokens: int = Field(gt=0)

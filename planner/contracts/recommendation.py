@@ -8,7 +8,7 @@ from planner.contracts.base import Contract, ContractFile
 from planner.contracts.plan import Plan
 
 Answer = Literal["speculate", "do not speculate", "do not stream, it fits"]
-Bound = Literal["link", "disk", "compute", "draft"]
+Bound = Literal["link", "disk", "compute", "draft", "memory"]
 
 
 class Choice(Contract):
@@ -19,6 +19,7 @@ class Choice(Contract):
     slots: int = Field(ge=0)
     num_resident_layers: int = Field(ge=0)
     num_layers: int = Field(gt=0)
+    residents: str  # in words, parts of layers included
     prefill_chunk_tokens: int = Field(ge=1)
     tokens_per_s: float
     tokens_per_round: float

@@ -7,11 +7,12 @@ unit's hand-over costs. Token counts take turns, so that a drift of the machine 
 import statistics
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
+from planner.contracts.plan import UnitKind
 from planner.contracts.profile import ComputeMeasurement, Processor
 from runtime.measure.spans import Clock, Span, SpanKind, SpanRecorder
 from runtime.measure.spread import spread
@@ -25,6 +26,7 @@ BASE_CONTEXT_TOKENS = 128
 
 _MOST_EDGE_TOKENS = 16  # in longer passes the noise of the compute hides what hand-overs take
 _WIDE_TOKENS = 64  # passes of more tokens are long, and repeated less often
+_RECORDING_S, _LEAST_RECORDING_PAIRS = 0.3, 6
 _MOST_LOGITS_BYTES = 256 * 2**20
 _LOGIT_BYTES = 4
 
@@ -55,7 +57,7 @@ class PassSample:
 
     total_s: float
     waiting_s: float
-    recording_s: float  # what taking the spans cost outside them
+    recording_s: float  # what taking the spans cost
     copied_bytes: int
     spans: tuple[Span, ...]
     chunk_s: float | None  # a slot-sized chunk of a resident head
@@ -88,6 +90,7 @@ class PassTimer:
         vocab_size = twin.truncation.shape.vocab_size
         self._tokens: list[int] = torch.randint(vocab_size, (twin.cached.context_tokens,), generator=generator).tolist()
         self._context_tokens = 0
+        self._recording_s: float | None = None
 
     def fill(self, context_tokens: int) -> None:
         """Let the passes that follow come after so many tokens."""
@@ -95,30 +98,46 @@ class PassTimer:
         self.twin.cached.reset()
         for start in range(0, context_tokens, PREFILL_TOKENS):
             self.twin.cached.forward(self._tokens[start : min(start + PREFILL_TOKENS, context_tokens)], 1)
+        if self._recording_s is None:
+            self._recording_s = self._measure_recording()
 
     def run(self, num_tokens: int) -> PassSample:
         """One pass, after which the tokens are forgotten again. All tokens get a row of logits, as in verification."""
-        cached, streamed = self.twin.cached, self.twin.streamed
-        tokens = self._tokens[self._context_tokens : self._context_tokens + num_tokens]
-        num_rows = self._num_rows(num_tokens)
+        streamed = self.twin.streamed
         self._clock.restart()
         before = streamed.times()
         with self._recorder.attached():
-            start = self._clock.mark()
-            cached.forward(tokens, num_rows)
-            total_s = self._clock.seconds(start, self._clock.mark())
+            total_s = self._pass_s(num_tokens)
         after = streamed.times()
-        spans = self._recorder.spans()
-        chunk_s = self._time_chunk(num_rows) if self.twin.link is None else None
-        self.twin.rewind_to(self._context_tokens if cached.can_roll_back else 0)
+        spans = _without_recording(self._recorder.spans(), self._recording_s or 0.0)
+        chunk_s = self._time_chunk(self._num_rows(num_tokens)) if self.twin.link is None else None
         return PassSample(
             total_s=total_s,
             waiting_s=min(after.compute_waiting_s - before.compute_waiting_s, total_s),
-            recording_s=self._recorder.overhead_s * len(spans),
+            recording_s=self._recording_s or 0.0,
             copied_bytes=after.copied_bytes - before.copied_bytes,
             spans=spans,
             chunk_s=chunk_s,
         )
+
+    def _pass_s(self, num_tokens: int) -> float:
+        tokens = self._tokens[self._context_tokens : self._context_tokens + num_tokens]
+        start = self._clock.mark()
+        self.twin.cached.forward(tokens, self._num_rows(num_tokens))
+        total_s = self._clock.seconds(start, self._clock.mark())
+        self.twin.rewind_to(self._context_tokens if self.twin.cached.can_roll_back else 0)
+        return total_s
+
+    def _measure_recording(self) -> float:
+        """Seconds that a recorded pass takes more than a plain one: hooks cost most where code and data are cold."""
+        differences_s: list[float] = []
+        stop_s = time.perf_counter() + _RECORDING_S
+        while time.perf_counter() < stop_s or len(differences_s) < _LEAST_RECORDING_PAIRS:
+            recorded = self.run(1)
+            before_s = self.twin.streamed.times().compute_waiting_s
+            plain_s = self._pass_s(1) - (self.twin.streamed.times().compute_waiting_s - before_s)
+            differences_s.append(recorded.total_s - recorded.waiting_s - plain_s)
+        return max(0.0, statistics.median(differences_s[1:]))
 
     def _num_rows(self, num_tokens: int) -> int:
         row_bytes = self.twin.truncation.shape.vocab_size * _LOGIT_BYTES
@@ -149,7 +168,8 @@ def measure_passes(timer: PassTimer, context_tokens: int, token_counts: Sequence
     timer.fill(context_tokens)
     pass_s = {}
     for num_tokens in token_counts:  # the first pass of each count makes its kernels
-        pass_s[num_tokens] = min(timer.run(num_tokens).total_s for _ in range(2))
+        firsts_s = [timer.run(num_tokens).total_s for _ in range(1 if num_tokens > _WIDE_TOKENS else 2)]
+        pass_s[num_tokens] = min(firsts_s)
     stop_s = time.perf_counter() + effort.warm_up_s
     while time.perf_counter() < stop_s:
         timer.run(min(token_counts))
@@ -235,13 +255,35 @@ def _load_bytes_per_s(taken: list[PassSample]) -> float:
     return sum(entry.copied_bytes for entry in taken) / sum(entry.total_s for entry in taken)
 
 
+def _without_recording(spans: tuple[Span, ...], recording_s: float) -> tuple[Span, ...]:
+    """The spans; those of layers less what taking the span of the MLP within them cost."""
+    split = {span.index for span in spans if span.kind == "mlp"}
+    each_s = recording_s / max(len(spans), 1)
+    return tuple(
+        replace(span, duration_s=max(0.0, span.duration_s - each_s))
+        if span.kind == "layer" and span.index in split
+        else span
+        for span in spans
+    )
+
+
 def _layer_rows(twin: Twin, taken: list[PassSample], point: ComputeMeasurement) -> list[ComputeMeasurement]:
-    """One per class of layers: the mean over its layers in each pass, so that its median adds up to a pass."""
+    """One per class of layers: the mean over its layers in each pass, so that its median adds up to a pass.
+
+    Where layers may be split their parts too: the MLP, and all the rest, norms and sums included, as the attention.
+    """
     rows = []
     for shape, first in twin.truncation.layer_classes.items():
         alike = [index for index, layer in enumerate(twin.truncation.shape.layers) if layer == shape]
-        means_s = [entry.mean_s("layer", alike) for entry in taken]
-        rows.append(point.model_copy(update={"unit": "layer", "index": first, "duration_s": spread(means_s)}))
+        layers_s = [entry.mean_s("layer", alike) for entry in taken]
+        times_s: dict[UnitKind, list[float]] = {"layer": layers_s}
+        if twin.truncation.shape.can_split:
+            times_s["mlp"] = [entry.mean_s("mlp", alike) for entry in taken]
+            times_s["attention"] = [max(0.0, a - b) for a, b in zip(layers_s, times_s["mlp"], strict=True)]
+        rows += [
+            point.model_copy(update={"unit": unit, "index": first, "duration_s": spread(durations_s)})
+            for unit, durations_s in times_s.items()
+        ]
     return rows
 
 

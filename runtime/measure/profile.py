@@ -18,15 +18,16 @@ from planner.contracts.plan import Dtype
 from planner.contracts.profile import Profile
 from runtime.engine import cannot_roll_back
 from runtime.hub import model_folder
+from runtime.measure.bench import Bench, Subject
 from runtime.measure.cache import ProfileKey, Variant, locked, profile_path
 from runtime.measure.journal import Journal
 from runtime.measure.machine import machine_fingerprint, this_machine, versions
 from runtime.measure.prompts import Prompt
 from runtime.measure.session import GROUPS, Group, Outcome, Progress, Session
-from runtime.measure.steps import Bench, Subject, all_steps
+from runtime.measure.steps import all_steps
 from runtime.tokenizer import check_same_tokens, load_tokenizer
 
-QUICK_SECONDS = 50.0
+QUICK_SECONDS = 48.0
 FULL_SECONDS = 540.0
 _DEFAULT_CONTEXT_TOKENS = 2048
 _LEAST_CONTEXT_TOKENS = 16
@@ -41,7 +42,7 @@ class ProfileOptions:
     num_threads: int | None = None
     context_tokens: int | None = None
     prompt_tokens: int = 256  # taken of each prompt
-    new_tokens: int = 128  # written after it
+    new_tokens: int = 128  # written after it; half as many in a quick profile
     only: tuple[Group, ...] = GROUPS
     max_seconds: float | None = None
     is_quick: bool = False
@@ -175,7 +176,7 @@ def _subject(
         context_tokens=context_tokens,
         prompts=tuple(prompts),
         prompt_tokens=min(options.prompt_tokens, most_tokens // 2),
-        new_tokens=min(options.new_tokens, most_tokens // 4),
+        new_tokens=min(options.new_tokens // (2 if options.is_quick else 1), most_tokens // 4),
         keeps_text=options.keeps_text,
         is_quick=options.is_quick,
         stop_at_s=started_s + max_seconds,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from planner.contracts.model_folder import ModelFolder
 from planner.contracts.plan import Dtype, Plan
@@ -27,12 +28,14 @@ from runtime.measure.twin import Twin
 from runtime.model import StreamedModel, all_resident
 from runtime.sampling import SamplingSettings
 from runtime.skeleton import build_skeleton
+from runtime.tokenizer import TextStream
 
 DRAFT_LENS = (1, 2, 4, 8)
 CATCH_UP_TOKENS = (4, 16, 64, 256, 512)
 
 _CHUNK_TOKENS = 512
 _NUM_WARM_ROUNDS = 2
+_MOST_FIRST_TOKENS = 2  # that the first pass of a proposal feeds: the last drafted token, if accepted, and the bonus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,21 +122,36 @@ def open_draft(folder: ModelFolder, fingerprint: str, plan: Plan, dtype: Dtype) 
         yield Draft(fingerprint=fingerprint, cached=TimedModel(streamed, context_tokens))
 
 
-def measure_rounds(twin: Twin, draft: Draft, context_tokens: int, num_rounds: int, *, has_rounds: bool) -> RoundTables:
-    """Passes of the draft after a context, and with `has_rounds` what rounds take beside, by verified tokens."""
-    target = ScriptedModel(twin.streamed, twin.cached.context_tokens)
-    passes_s: dict[int, list[float]] = defaultdict(list)
+def measure_rounds(
+    twin: Twin,
+    draft: Draft | None,
+    tokenizer: PreTrainedTokenizerBase,
+    context_tokens: int,
+    num_rounds: int,
+    *,
+    has_rounds: bool,
+) -> RoundTables:
+    """Passes of the draft after a context, and with `has_rounds` what rounds take beside, by verified tokens.
+
+    Without a draft, plain rounds of one token.
+    """
+    live = _LiveTwin(ScriptedModel(twin.streamed, twin.cached.context_tokens), draft, tokenizer)
+    longest = twin.cached.context_tokens if draft is None else draft.cached.context_tokens
+    passes_s: dict[tuple[int, bool], list[float]] = defaultdict(list)  # by tokens fed, and whether first
     beside_s: dict[int, list[float]] = defaultdict(list)
     before, started_s = twin.streamed.times(), time.perf_counter()
-    for draft_len in DRAFT_LENS:
-        if context_tokens + _longest_run(draft_len, num_rounds) > draft.cached.context_tokens:
+    for draft_len in (0,) if draft is None else DRAFT_LENS:
+        if context_tokens + _longest_run(draft_len, num_rounds) > longest:
             continue
-        for num_tokens, duration_s in _run(target, draft, context_tokens, draft_len, num_rounds, beside_s):
-            passes_s[num_tokens].append(duration_s)
+        for proposal in _run(live, context_tokens, draft_len, num_rounds, beside_s):
+            for index, (num_tokens, duration_s) in enumerate(proposal):
+                passes_s[num_tokens, index == 0].append(duration_s)
     copied_bytes = twin.streamed.times().copied_bytes - before.copied_bytes
     load = 0.0 if twin.link is None else copied_bytes / (time.perf_counter() - started_s)
     draft_passes = [
-        _draft_row(draft, num_tokens, context_tokens, taken, load) for num_tokens, taken in sorted(passes_s.items())
+        _draft_row(draft, num_tokens, context_tokens, taken, load, is_first=is_first)
+        for (num_tokens, is_first), taken in sorted(passes_s.items())
+        if draft is not None
     ]
     rounds = [
         ComputeMeasurement(
@@ -166,32 +184,52 @@ def measure_catch_up(draft: Draft, context_tokens: int, repetitions: int) -> lis
     return [_draft_row(draft, count, context_tokens, taken, 0.0) for count, taken in durations_s.items()]
 
 
+@dataclass(frozen=True, slots=True)
+class _LiveTwin:
+    """What a run of rounds needs."""
+
+    target: ScriptedModel
+    draft: Draft | None
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def known_tokens(self) -> int:
+        """Tokens that both models know."""
+        most = self.target.streamed.vocab_size
+        return most if self.draft is None else min(most, self.draft.cached.streamed.vocab_size)
+
+    def drafter(self, sampling: Sampling) -> TimedDrafter | None:
+        """The draft's drafter, from the start of a text."""
+        if self.draft is None:
+            return None
+        model = self.draft.cached
+        model.reset()
+        chain = ChainDrafter(
+            model,
+            sampling.settings,
+            sampling.uniforms,
+            vocab_size=self.target.streamed.vocab_size,
+            chunk_tokens=_CHUNK_TOKENS,
+        )
+        return TimedDrafter(chain, model)
+
+
 def _run(
-    target: ScriptedModel,
-    draft: Draft,
-    context_tokens: int,
-    draft_len: int,
-    num_rounds: int,
-    beside_s: dict[int, list[float]],
-) -> list[tuple[int, float]]:
-    """Rounds of one draft length: the passes of the draft; and into `beside_s` the rest of each full round."""
-    target.reset()
-    draft.cached.reset()
-    _feed(target, context_tokens)
-    vocab_size = min(target.streamed.vocab_size, draft.cached.streamed.vocab_size)
-    context = [1 % vocab_size] * (context_tokens + 1)
+    live: _LiveTwin, context_tokens: int, draft_len: int, num_rounds: int, beside_s: dict[int, list[float]]
+) -> list[list[tuple[int, float]]]:
+    """Rounds of one draft length: each proposal's passes; and into `beside_s` the rest of each full round.
+
+    Between rounds the tokens become text, as in every run; the loop counts that as the host's time.
+    """
+    live.target.reset()
+    _feed(live.target, context_tokens)
+    context = [1] * (context_tokens + 1)
     sampling = Sampling(SamplingSettings())
-    drafter = ChainDrafter(
-        draft.cached,
-        sampling.settings,
-        sampling.uniforms,
-        vocab_size=target.streamed.vocab_size,
-        chunk_tokens=_CHUNK_TOKENS,
-    )
-    timed = TimedDrafter(drafter, draft.cached)
+    drafter = live.drafter(sampling)
+    text = TextStream(live.tokenizer, context, ())
     rounds = decode_rounds(
-        target,
-        timed,
+        live.target,
+        drafter,
         context,
         sampling,
         draft_len=draft_len,
@@ -199,11 +237,14 @@ def _run(
         clock=RoundClock(),
     )
     for index, entry in enumerate(itertools.islice(rounds, _NUM_WARM_ROUNDS + num_rounds)):
+        for token in entry.tokens:
+            text.push(token)
         if index >= _NUM_WARM_ROUNDS and entry.num_draft_tokens == draft_len:
             beside_s[draft_len + 1].append(entry.compute.host_s + entry.compute.unexplained_s)
-        if context[-1] >= vocab_size:  # a token that the draft does not know would end its drafting
+        if context[-1] >= live.known_tokens:  # a token that the draft does not know would end its drafting
             context[-1] = 1
-    return [taken for proposal in timed.passes_s[_NUM_WARM_ROUNDS:] for taken in proposal if taken[0] <= 2]
+    proposals = [] if drafter is None else drafter.passes_s[_NUM_WARM_ROUNDS:]
+    return [proposal for proposal in proposals if proposal and proposal[0][0] <= _MOST_FIRST_TOKENS]
 
 
 def _longest_run(draft_len: int, num_rounds: int) -> int:
@@ -218,10 +259,17 @@ def _feed(model: CachedModel, num_tokens: int) -> None:
 
 
 def _draft_row(
-    draft: Draft, num_tokens: int, context_tokens: int, durations_s: Sequence[float], load: float
+    draft: Draft,
+    num_tokens: int,
+    context_tokens: int,
+    durations_s: Sequence[float],
+    load: float,
+    *,
+    is_first: bool = False,
 ) -> DraftMeasurement:
     return DraftMeasurement(
         fingerprint=draft.fingerprint,
+        is_first=is_first,
         load_bytes_per_s=load,
         num_tokens=num_tokens,
         context_tokens=context_tokens,

@@ -21,7 +21,7 @@ REJECTED_DRIFT_FRAC = 0.25
 _TIMED: tuple[Group, ...] = ("links", "compute", "rounds")
 _SENTINEL = "sentinel"
 _WHY_NO_STEPS: dict[Group, str] = {
-    "rounds": "without a draft",
+    "rounds": "the model cannot roll back",
     "memory": "left out by --quick",
     "acceptance": "without prompts",
 }
@@ -56,6 +56,9 @@ class Outcome:
     is_complete: bool
 
 
+_REPEATING_FRAC = 0.5  # of the time, after which no disturbed group is taken again
+
+
 class Session:
     """Takes steps group by group. `sentinel` returns seconds of a few fixed pieces of work."""
 
@@ -77,6 +80,7 @@ class Session:
         self._is_quick = is_quick
         self._on_progress = on_progress
         self._now_s = now_s
+        self._repeat_until_s = now_s() + _REPEATING_FRAC * (stop_at_s - now_s())
         self._notes: list[str] = []
         self._num_done = self._num_steps = 0
 
@@ -143,8 +147,8 @@ class Session:
         return num_taken
 
     def _may_repeat(self, took_s: float) -> bool:
-        """Whether a group may be taken again: not where that would leave the others no time."""
-        return not self._is_quick and self._now_s() + 2 * took_s < self._stop_at_s
+        """Whether a group may be taken again: not where that would leave the others too little time."""
+        return not self._is_quick and self._now_s() + took_s < self._repeat_until_s
 
     def _drift_frac(self) -> float:
         """By how much the sentinel differs from the first one, at the most over its parts."""

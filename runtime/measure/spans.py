@@ -12,11 +12,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from runtime.parts import can_split, mlp_of
 from runtime.skeleton import Skeleton
 
-_NUM_CALLS = 50
-
-SpanKind = Literal["layer", "head_chunk", "embedding"]
+SpanKind = Literal["layer", "mlp", "head_chunk", "embedding"]  # an MLP within its layer
 
 
 class Clock(Protocol):
@@ -99,7 +98,7 @@ class SpanRecorder:
         self._edges: list[tuple[SpanKind, int, int, int]] = []
         self._starts: list[int] = []
         self._num_chunks = 0
-        self.overhead_s = self._measure_overhead()
+        self._mlps = [] if not can_split(skeleton) else [mlp_of(name, layer) for name, layer in skeleton.layers]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -108,6 +107,8 @@ class SpanRecorder:
         with ExitStack() as hooks:
             for index, (_, layer) in enumerate(self._skeleton.layers):
                 self._hook(hooks, layer, "layer", index, is_outermost=False)
+            for index, mlp in enumerate(self._mlps):
+                self._hook(hooks, mlp, "mlp", index, is_outermost=False)
             self._hook(hooks, self._skeleton.embedding, "embedding", 0, is_outermost=True)
             self._time_head(hooks)
             yield
@@ -115,23 +116,6 @@ class SpanRecorder:
     def spans(self) -> tuple[Span, ...]:
         """The spans of the last attachment."""
         return tuple(Span(kind, index, self._clock.seconds(start, stop)) for kind, index, start, stop in self._edges)
-
-    def _measure_overhead(self) -> float:
-        """Seconds that the hooks of one module cost the host, most of them outside its span."""
-        module, nothing = nn.Identity(), torch.zeros(1)
-
-        def calls_s() -> float:
-            start_s = time.perf_counter()
-            for _ in range(_NUM_CALLS):
-                module(nothing)
-            return (time.perf_counter() - start_s) / _NUM_CALLS
-
-        plain_s = min(calls_s() for _ in range(5))
-        with ExitStack() as hooks:
-            self._hook(hooks, module, "layer", 0, is_outermost=False)
-            hooked_s = min(calls_s() for _ in range(5))
-        self._clock.restart()
-        return max(0.0, hooked_s - plain_s)
 
     def _hook(self, hooks: ExitStack, module: nn.Module, kind: SpanKind, index: int, *, is_outermost: bool) -> None:
         """Hooks innermost, as beside a layer's waits; or outermost, so that an embedding's gathering counts."""

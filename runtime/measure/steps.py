@@ -1,227 +1,25 @@
-"""The steps of a profile, and the models that they share: opened when first needed, closed at the end."""
+"""The steps of a profile: which measurements there are for a target, its drafts and this machine."""
 
-import statistics
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 
-from planner.contracts.model_folder import ModelFolder
-from planner.contracts.model_shape import ModelShape
-from planner.contracts.plan import CudaLink, DiskLink, Dtype, LinkChoice
+from planner.contracts.plan import LinkChoice
 from planner.contracts.profile import Processor
-from runtime.api import load, make_plan
 from runtime.cached import CachedModel
-from runtime.engine import Engine
-from runtime.host import free_device_bytes, free_host_bytes
-from runtime.link import HostRange, page_aligned
-from runtime.link.choice import choose_link
 from runtime.measure.acceptance import RecordingLimits, record
-from runtime.measure.compute import (
-    BASE_CONTEXT_TOKENS,
-    COARSE_TOKEN_COUNTS,
-    FULL_EFFORT,
-    PREFILL_TOKENS,
-    QUICK_EFFORT,
-    QUICK_TOKEN_COUNTS,
-    TOKEN_COUNTS,
-    Effort,
-    PassTimer,
-    compute_table,
-    edge_rows,
-    measure_passes,
-)
+from runtime.measure.bench import CPU, Bench, Subject
+from runtime.measure.compute import COARSE_TOKEN_COUNTS, compute_table, edge_rows, measure_passes
 from runtime.measure.journal import Findings
-from runtime.measure.links import (
-    FULL_COPIES,
-    QUICK_COPIES,
-    CopyEffort,
-    CudaPath,
-    measure_cuda,
-    measure_disk,
-    measure_host_memory,
-    region_sizes,
-)
+from runtime.measure.links import CudaPath, measure_cuda, measure_disk, measure_host_memory, region_sizes
 from runtime.measure.memory import measure_memory
 from runtime.measure.prompts import Prompt, round_robin
-from runtime.measure.rounds import Draft, measure_catch_up, measure_rounds, open_draft
+from runtime.measure.rounds import measure_catch_up, measure_rounds
 from runtime.measure.session import Step
-from runtime.measure.spans import clock_of
-from runtime.measure.twin import Twin, open_twin, truncate
 
-_CPU = torch.device("cpu")
-_SENTINEL_S = 0.3
-_SENTINEL_LEAST = 9
-_TEMPLATE_TOKENS = 128  # of a chat template around a prompt
-_ENGINE_DRAFT_LEN = 4
 _MOST_PROMPTS, _QUICK_PROMPTS = 12, 3  # of each domain
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What is measured, and how thoroughly."""
-
-    target_name: str
-    target: ModelFolder
-    target_shape: ModelShape
-    draft_names: tuple[str, ...]
-    drafts: tuple[ModelFolder, ...]
-    draft_shapes: tuple[ModelShape, ...]
-    dtype: Dtype
-    device: torch.device
-    links: tuple[str, ...]
-    context_tokens: int
-    prompts: tuple[Prompt, ...]
-    prompt_tokens: int
-    new_tokens: int
-    keeps_text: bool
-    is_quick: bool
-    stop_at_s: float
-
-    @property
-    def effort(self) -> Effort:
-        """How often passes are repeated."""
-        return QUICK_EFFORT if self.is_quick else FULL_EFFORT
-
-    @property
-    def copies(self) -> CopyEffort:
-        """How often copies are repeated."""
-        return QUICK_COPIES if self.is_quick else FULL_COPIES
-
-    @property
-    def num_rounds(self) -> int:
-        """Rounds of each draft length."""
-        return 6 if self.is_quick else 12
-
-    @property
-    def own_link(self) -> LinkChoice:
-        """The link that this machine has."""
-        return CudaLink() if self.device.type == "cuda" else DiskLink()
-
-    @property
-    def streamed_links(self) -> dict[str, LinkChoice]:
-        """The links over which the twin streams, by name: the machine's own, and those asked for."""
-        links: dict[str, LinkChoice] = {"own link": self.own_link}
-        for text in self.links:
-            link = choose_link(text, 0)
-            if link not in links.values():
-                links[text] = link
-        return links
-
-    @property
-    def base_context_tokens(self) -> int:
-        """The context after which all token counts are measured."""
-        return min(BASE_CONTEXT_TOKENS, self.context_tokens // 4)
-
-    @property
-    def round_contexts(self) -> tuple[int, ...]:
-        """The contexts after which rounds with drafts are measured."""
-        base, far = self.base_context_tokens, self.context_tokens * 3 // 4
-        return (base, far) if far >= 4 * base else (base,)
-
-    @property
-    def far_contexts(self) -> tuple[int, ...]:
-        """Longer contexts, at which a few token counts say how attention grows."""
-        longest = self.context_tokens - max(COARSE_TOKEN_COUNTS)
-        contexts = (longest,) if self.is_quick else (self.context_tokens // 2, longest)
-        return tuple(context for context in contexts if context > 2 * self.base_context_tokens)
-
-    def token_counts(self, context_tokens: int) -> tuple[int, ...]:
-        """The counts measured after a context, as far as the whole context goes."""
-        if context_tokens == self.base_context_tokens:
-            counts: tuple[int, ...] = QUICK_TOKEN_COUNTS if self.is_quick else TOKEN_COUNTS
-        else:
-            counts = COARSE_TOKEN_COUNTS if self.is_quick else (*COARSE_TOKEN_COUNTS, PREFILL_TOKENS)
-        return tuple(count for count in counts if context_tokens + count <= self.context_tokens)
-
-
-class Bench:
-    """The models under measurement."""
-
-    def __init__(self, subject: Subject, found: Mapping[str, Findings]) -> None:
-        self.subject = subject
-        self._found = found  # of the steps taken so far
-        free_bytes = min(free_device_bytes(subject.device), free_host_bytes())
-        self.truncation = truncate(subject.target, subject.target_shape, subject.dtype, free_bytes)
-        self._opened = ExitStack()
-        self._timers: dict[tuple[LinkChoice | None, str], PassTimer] = {}
-        self._drafts: dict[str, Draft] = {}
-        self._engine: Engine | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._opened.close()
-
-    def timer(self, link: LinkChoice | None, device: torch.device | None = None) -> PassTimer:
-        """The passes of the twin over a link, or of the resident one."""
-        device = device or self.subject.device
-        key = (link, str(device))
-        if key not in self._timers:
-            twin = open_twin(self.truncation, link, self.subject.context_tokens, device)
-            self._timers[key] = PassTimer(self._opened.enter_context(twin), clock_of(device))
-        return self._timers[key]
-
-    def twin(self, link: LinkChoice | None, device: torch.device | None = None) -> Twin:
-        """The twin over a link, or the resident one."""
-        return self.timer(link, device).twin
-
-    def computing(self, is_loaded: bool) -> Twin | None:
-        """What computes on the CPU while copies are measured under load."""
-        return self.twin(None, _CPU) if is_loaded else None
-
-    def draft(self, index: int) -> Draft:
-        """A draft, resident."""
-        fingerprint = self.subject.draft_shapes[index].fingerprint
-        if fingerprint not in self._drafts:
-            plan = self.twin(None).streamed.plan
-            draft = open_draft(self.subject.drafts[index], fingerprint, plan, self.subject.dtype)
-            self._drafts[fingerprint] = self._opened.enter_context(draft)
-        return self._drafts[fingerprint]
-
-    def engine(self) -> Engine:
-        """The whole target as this machine runs it, with the first draft if there is one."""
-        if self._engine is None:
-            subject = self.subject
-            most_tokens = subject.target_shape.max_context_tokens
-            plan = make_plan(
-                subject.target_name,
-                draft=subject.draft_names[0] if subject.draft_names else None,
-                context_tokens=min(most_tokens, subject.prompt_tokens + _TEMPLATE_TOKENS + subject.new_tokens),
-                draft_len=_ENGINE_DRAFT_LEN,
-                dtype=subject.dtype,
-            )
-            self._engine = self._opened.enter_context(load(plan=plan))
-        return self._engine
-
-    def resident_rest_s(self, context_tokens: int) -> dict[int, float]:
-        """What resident passes were found to take beside their units, by number of tokens."""
-        rows = [row for entry in self._found.values() for row in entry.compute]
-        return {
-            row.num_tokens: row.duration_s.median
-            for row in rows
-            if row.unit == "pass" and row.processor == "device" and row.context_tokens == context_tokens
-        }
-
-    def sentinel(self) -> tuple[float, ...]:
-        """Median seconds of a pass over one token and of a copy within memory."""
-        timer = self.timer(None)
-        timer.fill(self.subject.base_context_tokens)
-        source, slot = (page_aligned(self.truncation.slot_bytes).fill_(1) for _ in range(2))
-        passes_s: list[float] = []
-        copies_s: list[float] = []
-        stop_s = time.perf_counter() + _SENTINEL_S
-        while time.perf_counter() < stop_s or len(passes_s) < _SENTINEL_LEAST:
-            passes_s.append(timer.run(1).total_s)
-            started_s = time.perf_counter()
-            HostRange(source).read_into(slot)
-            copies_s.append(time.perf_counter() - started_s)
-        return statistics.median(passes_s), statistics.median(copies_s)
 
 
 def all_steps(bench: Bench) -> list[Step]:
@@ -275,7 +73,7 @@ def _compute_steps(bench: Bench) -> Iterator[Step]:
         yield Step(group="compute", name=f"streamed over {name}", run=run)
     if subject.device.type != "cpu":
         few = tuple(count for count in COARSE_TOKEN_COUNTS if count in counts)
-        yield Step(group="compute", name="on the CPU", run=partial(_table, bench, None, _CPU, base, few, True))
+        yield Step(group="compute", name="on the CPU", run=partial(_table, bench, None, CPU, base, few, True))
 
 
 def _table(
@@ -298,6 +96,9 @@ def _table(
 def _round_steps(bench: Bench) -> Iterator[Step]:
     subject = bench.subject
     base, *far = subject.round_contexts
+    plain = partial(_rounds, bench, None, None, base)
+    if bench.twin(None).cached.can_roll_back:
+        yield Step(group="rounds", name=f"plain after {base} tokens", run=plain)
     conditions: list[tuple[str, LinkChoice | None, int]] = [("resident", None, base)]
     conditions += [(f"streamed over {name}", link, base) for name, link in subject.streamed_links.items()]
     conditions += [("resident", None, context) for context in far]
@@ -308,11 +109,12 @@ def _round_steps(bench: Bench) -> Iterator[Step]:
         yield Step(group="rounds", name=f"{name}, reading a prompt", run=partial(_catch_up, bench, index))
 
 
-def _rounds(bench: Bench, index: int, link: LinkChoice | None, context_tokens: int) -> Findings:
+def _rounds(bench: Bench, index: int | None, link: LinkChoice | None, context_tokens: int) -> Findings:
     subject = bench.subject
     tables = measure_rounds(
         bench.twin(link),
-        bench.draft(index),
+        None if index is None else bench.draft(index),
+        bench.tokenizer,
         context_tokens,
         subject.num_rounds,
         has_rounds=context_tokens == subject.base_context_tokens,

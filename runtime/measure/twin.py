@@ -35,6 +35,7 @@ from runtime.model import StreamedModel
 from runtime.skeleton import Skeleton, build_skeleton
 
 LEAST_TWIN_BYTES = 128 * 2**20  # more than the last-level cache of nearly every CPU
+LEAST_LAYERS = 3  # so that what belongs to a pass is told apart from what belongs to each unit
 _MOST_MEMORY_FRAC = 0.5  # of what is free, for the layers of a resident twin
 _HEAD_ROW_MULTIPLE = 64
 _NUM_SLOTS = 2
@@ -97,7 +98,7 @@ class Twin:
 
 
 def truncate(folder: ModelFolder, shape: ModelShape, dtype: Dtype, free_bytes: int) -> Truncation:
-    """The shortest truncation with every shape of layer and `LEAST_TWIN_BYTES` of layers, within half the free memory.
+    """The shortest truncation with every shape of layer, and enough layers and bytes, within half the free memory.
 
     The first layers of a model whose shapes come late may not fit; the twin then lacks those shapes.
     """
@@ -108,7 +109,7 @@ def truncate(folder: ModelFolder, shape: ModelShape, dtype: Dtype, free_bytes: i
             break
         seen.add(layer)
         num_layers += 1
-        if seen == wanted and num_bytes >= LEAST_TWIN_BYTES:
+        if seen == wanted and num_bytes >= LEAST_TWIN_BYTES and num_layers >= LEAST_LAYERS:
             break
     return Truncation(
         folder=_first_layers(folder, num_layers),

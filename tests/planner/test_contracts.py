@@ -270,7 +270,7 @@ LINKS: list[LinkChoice] = [
     EmulatedLink(bytes_per_s=2e9, latency_s=1e-5),
 ]
 UNITS = [
-    *(unit(kind, 0, "host") for kind in ("layer", "attention", "mlp", "expert", "head_chunk", "embedding")),
+    *(unit(kind, 0, "host") for kind in ("layer", "expert", "head_chunk", "embedding")),
     *(unit("layer", 0, placement) for placement in ("resident", "streamed", "host", "routed")),
     *(unit("layer", 0, codec=codec) for codec in ("raw", "bf12", "q8", "nf4")),
     *(unit("layer", 0, source=source) for source in ("ram", "disk")),
@@ -294,6 +294,34 @@ def test_every_link_crosses_in_a_plan(link: LinkChoice, tmp_path: Path) -> None:
 def test_every_variant_of_a_unit_crosses_in_a_plan(each: Unit, tmp_path: Path) -> None:
     plan(units=(each,)).write(tmp_path / "plan.json")
     assert Plan.read(tmp_path / "plan.json").units == (each,)
+
+
+def test_parts_of_layers_cross_in_a_plan_in_pass_order(tmp_path: Path) -> None:
+    parts = (unit("attention"), unit("mlp"), unit("attention", 1, "streamed"), unit("mlp", 1))
+    plan(units=parts, slots=1).write(tmp_path / "plan.json")
+    read = Plan.read(tmp_path / "plan.json")
+    assert (read.units, read.granularity) == (parts, "parts")
+    assert plan().granularity == "layers"
+
+
+@pytest.mark.parametrize(
+    "units",
+    [
+        (unit("attention"),),
+        (unit("mlp"), unit("attention")),
+        (unit("attention"), unit("attention", 1), unit("mlp"), unit("mlp", 1)),
+        (unit("attention", 1), unit("mlp", 1)),
+        (unit("attention"), unit("mlp"), unit("attention"), unit("mlp")),
+    ],
+)
+def test_parts_of_layers_in_another_order_are_refused(units: tuple[Unit, ...]) -> None:
+    with pytest.raises(ValidationError, match=r"attention 0, mlp 0, attention 1, mlp 1, .* must be listed so"):
+        plan(units=units)
+
+
+def test_whole_layers_and_parts_in_one_plan_are_refused() -> None:
+    with pytest.raises(ValidationError, match="whole layers, or an attention and an mlp unit of each, never both"):
+        plan(units=(unit("layer"), unit("attention"), unit("mlp")))
 
 
 def test_several_devices_and_batches_cross_in_a_plan(tmp_path: Path) -> None:

@@ -194,6 +194,12 @@ def test_rivals_are_priced_by_what_overlaps_and_what_does_not() -> None:
     assert any("faster here: mapped" in reason for reason in found.reasons)
 
 
+def test_memory_binds_where_two_slots_do_not_fit() -> None:
+    assert recommend(profile(), replace(request(16 * MB), never_speculate=True)).binds == "memory"
+    assert recommend(profile(), replace(request(TIGHT), never_speculate=True)).binds == "link"
+    assert recommend(profile(), replace(request(400 * MB), never_speculate=True)).binds == "compute"
+
+
 def test_simpler_plans_win_among_equals() -> None:
     # Link-bound with nothing to hide: a third slot gains nothing, and would take a resident's place.
     found = recommend(profile(), replace(request(TIGHT), never_speculate=True))

@@ -157,3 +157,9 @@ def test_the_spread_of_measurements_is_their_quartiles_in_deviations() -> None:
     )
     assert spread_frac([wide]) == pytest.approx(0.2 / 1.349)
     assert spread_frac([]) == 0.0
+
+
+def test_what_only_happens_beside_copies_is_as_measured_at_every_size() -> None:
+    # Each width was measured at a load of its own; none of them is the table of an idle link.
+    table = LoadedTable("embedding 0", {2e9: {(1, 0): 1.0}, 1e9: {(8, 0): 2.0}, 5e8: {(64, 0): 9.0}})
+    assert [table.at(size, 0, 3e9) for size in (1, 8, 64)] == [1.0, 2.0, 9.0]

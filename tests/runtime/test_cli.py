@@ -461,7 +461,7 @@ def set_devices(plan: dict[str, object]) -> None:
     ("change", "named"),
     [
         *((set_draft(kind), f"kind {kind}") for kind in ("tree", "ngram", "hybrid", "self")),
-        *((set_unit(kind=kind, index=0), f"kind {kind}") for kind in ("attention", "mlp", "expert")),
+        (set_unit(kind="expert", index=0), "kind expert"),
         *((set_unit(placement=placement), f"placement {placement}") for placement in ("host", "routed")),
         *((set_unit(codec=codec), f"codec {codec}") for codec in ("bf12", "q8", "nf4")),
         (set_devices, "2 devices"),

@@ -225,7 +225,7 @@ def test_an_encoder_is_no_decoder(tmp_path: Path) -> None:
         ({"auto_map": {"AutoConfig": "x.Y"}, "model_type": "unheard-of"}, "code of its own, which is never run"),
         ({"quantization_config": {"quant_method": "awq"}}, "it is quantised with awq"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
-        ({"head_dim": None, "num_attention_heads": 1000}, "cannot be read"),
+        ({"head_dim": None, "num_attention_heads": 1000}, "head_dim is None"),
         ({"hidden_size": "wide"}, "hidden_size"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
     ],

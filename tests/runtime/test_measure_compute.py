@@ -9,6 +9,7 @@ import torch
 from tiny_models import FAST_LINK, NUM_LAYERS, VOCAB_SIZE, TinyModel, resident
 from torch import Tensor, nn
 
+from planner.contracts.layer_parts import DECODER_KINDS
 from planner.contracts.model_folder import open_model_folder
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import DiskLink, LinkChoice
@@ -19,6 +20,7 @@ from runtime.measure.rounds import measure_catch_up, measure_rounds, open_draft
 from runtime.measure.spans import HostClock, SpanRecorder
 from runtime.measure.spread import spread
 from runtime.measure.twin import Truncation, Twin, open_twin, truncate
+from runtime.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,6 +34,7 @@ def truncated(folder: Path, *, least_bytes: int = 1) -> Truncation:
     shape = ModelShape.from_config(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(twin_module, "LEAST_TWIN_BYTES", least_bytes)
+        patch.setattr(twin_module, "LEAST_LAYERS", 1)
         return truncate(open_model_folder(folder), shape, shape.stored_dtype, AMPLE_BYTES)
 
 
@@ -89,7 +92,8 @@ def test_table_covers_every_class_of_unit_at_every_count(
         classes = set(twin.truncation.layer_classes.values())
         chunk_rows = twin.truncation.chunk_rows
     units = {(row.unit, row.index, row.num_rows) for row in rows}
-    expected = {("layer", index, None) for index in classes} | {("head_chunk", 0, chunk_rows)}
+    expected: set[tuple[str, int, int | None]] = {(kind, index, None) for kind in DECODER_KINDS for index in classes}
+    expected |= {("head_chunk", 0, chunk_rows)}
     if link is None:
         expected |= {("pass", 0, None), ("head_chunk", 0, VOCAB_SIZE)}
     assert units == expected
@@ -142,10 +146,30 @@ def test_spans_are_taken_from_whatever_clock_there_is(tiny_model: TinyModel) -> 
         num_chunks = sum(unit.kind == "head_chunk" for unit in twin.streamed.plan.units)
         assert kinds == [
             ("embedding", 0),
+            ("mlp", 0),
             ("layer", 0),
             *(("head_chunk", index) for index in range(num_chunks)),
         ]
-        assert {span.duration_s for span in recorder.spans()} == {1.0}
+        durations_s = {span.kind: span.duration_s for span in recorder.spans()}
+        assert durations_s == {"embedding": 1.0, "mlp": 1.0, "layer": 3.0, "head_chunk": 1.0}
+
+
+def test_attention_is_all_of_a_layer_but_its_mlp(tiny_model: TinyModel) -> None:
+    with twin_of(tiny_model("llama"), None) as twin:
+        samples = measure_passes(PassTimer(twin, HostClock()), 8, (1,), EFFORT)
+        rows = compute_table(twin, samples, 8, has_head=False)
+    for entry in samples[1]:
+        assert 0 < entry.kind_s("mlp") < entry.kind_s("layer")
+    seconds = {row.unit: row.duration_s for row in rows}
+    least = [entry.kind_s("layer") - entry.kind_s("mlp") for entry in samples[1]]
+    assert min(least) <= seconds["attention"].median <= max(least)
+
+
+def test_layers_that_do_not_come_apart_are_measured_whole(tiny_model: TinyModel) -> None:
+    with twin_of(tiny_model("lfm2"), None) as twin:
+        samples = measure_passes(PassTimer(twin, HostClock()), 0, (4,), EFFORT)
+        rows = compute_table(twin, samples, 0, has_head=False)
+    assert {row.unit for row in rows} == {"layer", "pass"}
 
 
 def test_recorder_leaves_the_model_as_it_was(tiny_model: TinyModel) -> None:
@@ -166,10 +190,14 @@ def test_rounds_time_first_passes_of_one_and_of_two_tokens(link: LinkChoice | No
         twin_of(folder, link) as twin,
         open_draft(open_model_folder(draft_folder), "fingerprint", twin.streamed.plan, "fp32") as draft,
     ):
-        tables = measure_rounds(twin, draft, 8, 3, has_rounds=True)
+        tokenizer = load_tokenizer(folder)
+        tables = measure_rounds(twin, draft, tokenizer, 8, 3, has_rounds=True)
+        plain = measure_rounds(twin, None, tokenizer, 8, 3, has_rounds=True)
         reading = measure_catch_up(draft, 8, 2)
-    assert [row.num_tokens for row in tables.draft_passes] == [1, 2]
+    assert [(row.num_tokens, row.is_first) for row in tables.draft_passes] == [(1, False), (1, True), (2, True)]
     assert [row.num_tokens for row in tables.rounds] == [2, 3, 5, 9]
+    assert [row.num_tokens for row in plain.rounds] == [1]
+    assert plain.draft_passes == []
     loads = [row.load_bytes_per_s for row in tables.draft_passes] + [row.load_bytes_per_s for row in tables.rounds]
     assert all((load > 0) == (link is not None) for load in loads)
     assert [row.num_tokens for row in reading] == [4, 16, 64]

@@ -1,0 +1,165 @@
+"""The chosen plan against its neighbours: draft length +-2, slots +-1, residents -2 and +2 where they fit.
+
+All plans of a setting run in turn on the same prompts and scripts, several times over; each neighbour is compared with
+the chosen plan within a turn. The apparent best is then measured again on fresh runs against the chosen plan: its gain
+there is the regret, which counts where its interval lies above 3 %.
+"""
+
+import argparse
+import random
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from bench.models import print_header, print_json
+from bench.prediction import PROBABILITIES, profile_of
+from bench.settings import Setting, request_of, run, script, tokens_per_s
+from planner.contracts.errors import DraftstreamError
+from planner.contracts.plan import ChainDraft, Plan
+from planner.contracts.profile import Profile
+from planner.search import DRAFT_LENS, Request, plan_of, rank
+
+GOAL_FRAC = 0.03
+_NUM_BOOTSTRAPS = 2000
+_DEMO = Setting(pair="demo", link="", device_memory="", draft_len=1, domain="", num_requests=2, new_tokens=64)
+_RANDOM = Setting(pair="random", link="", device_memory="", draft_len=1, domain="", new_tokens=48)
+SETTINGS = (
+    replace(_DEMO, link="emulated:200MB/s", device_memory="8MiB", domain="prose"),
+    replace(_DEMO, link="emulated:400MB/s", device_memory="8MiB", domain="code"),
+    replace(_DEMO, link="emulated:1GB/s", device_memory="11MiB", domain="prose"),
+    replace(_DEMO, link="disk:cached", device_memory="8MiB", domain="code"),
+    *(
+        replace(_RANDOM, link=link, device_memory=budget, domain=script(share), probability=share)
+        for link, budget, share in (
+            ("emulated:1.5GB/s", "300MiB", 0.8),
+            ("emulated:3GB/s", "300MiB", 0.6),
+            ("emulated:6GB/s", "300MiB", 0.8),
+            ("emulated:3GB/s", "500MiB", 0.8),
+            ("disk:cached", "300MiB", 0.6),
+        )
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regret:
+    """What the best neighbour gains over the chosen plan on fresh runs, with the interval of its median."""
+
+    setting: Setting
+    chosen: str
+    best: str
+    gain_frac: float
+    low_frac: float
+    high_frac: float
+
+
+def main() -> None:
+    """Measure and print one row per setting."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/draftstream-bench"))
+    parser.add_argument("--turns", type=int, default=3, help="of all plans of a setting")
+    parser.add_argument("--fresh-turns", type=int, default=6, help="of the apparent best and the chosen plan")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print_header("the chosen plan against its neighbours")
+    profiles = {pair: profile_of(pair, options.models) for pair in ("demo", "random")}
+    assert set(PROBABILITIES) >= {setting.probability for setting in SETTINGS if setting.probability}
+    rows = []
+    for setting in SETTINGS:
+        regret = measured(setting, profiles[setting.pair], options.turns, options.fresh_turns)
+        rows.append(regret)
+        print(
+            f"{setting.label:52} chosen {regret.chosen:16} best {regret.best:16} gain {regret.gain_frac:+.1%} "
+            f"({regret.low_frac:+.1%} to {regret.high_frac:+.1%})",
+            flush=True,
+        )
+    num_bad = sum(row.low_frac > GOAL_FRAC for row in rows)
+    print(f"regret beyond {GOAL_FRAC:.0%} in {num_bad} of {len(rows)} settings")
+    print_json({"settings": len(rows), "beyond_goal": num_bad, "gains": [row.gain_frac for row in rows]})
+
+
+def measured(setting: Setting, profile: Profile, turns: int, fresh_turns: int) -> Regret:
+    """The regret of one setting."""
+    request = replace(request_of(setting, profile), draft_lens=DRAFT_LENS)
+    plans = neighbours(profile, request)
+    chosen = next(iter(plans))
+    gains: dict[str, list[float]] = {name: [] for name in plans}
+    for turn in range(turns):
+        for name, gain in _turn(setting, plans, chosen, seed=turn).items():
+            gains[name].append(gain)
+    best = max(plans, key=lambda name: statistics.median(gains[name]))
+    if best == chosen:
+        return Regret(setting=setting, chosen=chosen, best=best, gain_frac=0.0, low_frac=0.0, high_frac=0.0)
+    pair = {name: plans[name] for name in (chosen, best)}
+    fresh = [_turn(setting, pair, chosen, seed=100 + turn)[best] for turn in range(fresh_turns)]
+    low, high = _interval(fresh)
+    return Regret(
+        setting=setting,
+        chosen=chosen,
+        best=best,
+        gain_frac=statistics.median(fresh) - 1,
+        low_frac=low - 1,
+        high_frac=high - 1,
+    )
+
+
+def neighbours(profile: Profile, request: Request) -> dict[str, Plan]:
+    """The chosen plan, first, and the plans around it that fit, by name."""
+    best = rank(profile, request).best
+    candidate = best.candidate
+    length, slots, residents = candidate.draft_len, candidate.placement.num_slots, len(candidate.placement.residents)
+    chunk = replace(request.wishes, prefill_chunk_tokens=candidate.prefill_chunk_tokens)
+    plans = {_name(length, slots, residents): plan_of(profile, request, best)[0]}
+    around = [(length + step, slots, residents) for step in (-2, 2)]
+    around += [(length, slots + step, residents) for step in (-1, 1)]
+    around += [(length, slots, residents + step) for step in (-2, 2)]
+    for new_length, new_slots, new_residents in around:
+        if new_length < 0 or new_slots < 1 or new_residents < 0:
+            continue
+        asked = replace(
+            request,
+            draft_lens=(new_length,) if new_length else (),
+            slot_counts=(new_slots,),
+            wishes=replace(chunk, most_residents=new_residents if new_residents != residents else None),
+            never_speculate=new_length == 0,
+        )
+        try:
+            ranking = rank(profile, asked)
+        except DraftstreamError:
+            continue
+        score = ranking.best_of(profile.drafts[0].fingerprint if new_length else None)
+        if score is not None:
+            placement = score.candidate.placement
+            plans.setdefault(
+                _name(new_length, placement.num_slots, len(placement.residents)), plan_of(profile, asked, score)[0]
+            )
+    return plans
+
+
+def _name(draft_len: int, num_slots: int, num_residents: int) -> str:
+    return f"K={draft_len} N={num_slots} R={num_residents}"
+
+
+def _turn(setting: Setting, plans: dict[str, Plan], chosen: str, *, seed: int) -> dict[str, float]:
+    """Speed of each plan over the chosen one, on the same prompts and scripts, in a shuffled order."""
+    order = list(plans)
+    random.Random(seed).shuffle(order)
+    speeds = {}
+    for name in order:
+        draft = plans[name].draft
+        draft_len = draft.draft_len if isinstance(draft, ChainDraft) else 0
+        speeds[name] = tokens_per_s(run(replace(setting, draft_len=draft_len), plans[name], seed))
+    return {name: speed / speeds[chosen] for name, speed in speeds.items()}
+
+
+def _interval(gains: list[float]) -> tuple[float, float]:
+    """The middle 80 % of bootstrapped medians."""
+    drawn = random.Random(0)
+    medians = sorted(statistics.median(drawn.choices(gains, k=len(gains))) for _ in range(_NUM_BOOTSTRAPS))
+    return medians[_NUM_BOOTSTRAPS // 10], medians[-_NUM_BOOTSTRAPS // 10]
+
+
+if __name__ == "__main__":
+    main()

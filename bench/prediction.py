@@ -1,0 +1,213 @@
+"""Predicted beside measured tok/s over many short runs that no fit has seen: links, budgets, draft lengths, two pairs.
+
+The demo pair drafts for itself on held-out prompts that the profile did not record, several to a run; both pairs run
+with synthetic acceptance. Settings run in a shuffled order, so that a drift of the machine meets all alike, and a run
+counts where a sentinel before and after it says that the machine was calm: others' work is not to be predicted.
+"""
+
+import argparse
+import math
+import random
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from bench.models import print_header, print_json
+from bench.settings import DTYPES, Pair, Sentinel, Setting, folders, request_of, run, script, tokens_per_s, with_scripts
+from planner.contracts.performance import Performance
+from planner.contracts.plan import Plan
+from planner.contracts.profile import Profile
+from planner.contracts.report import Report
+from planner.search import plan_of, rank
+from runtime.measure.cache import find_profile, profile_path
+from runtime.measure.profile import profile_key
+
+PLACES: dict[Pair, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "demo": (("disk:cached", "emulated:800MB/s", "emulated:1600MB/s", "emulated:4GB/s"), ("13MiB", "25MiB")),
+    "random": (("disk:cached", "emulated:1.5GB/s", "emulated:3GB/s", "emulated:6GB/s"), ("200MiB", "400MiB")),
+}
+MOST_ATTEMPTS, CALM_WAIT_S = 3, 60.0
+PROBABILITIES = (0.6, 0.8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one run was predicted to do, and what it did."""
+
+    setting: Setting
+    plan: Plan
+    reports: tuple[Report, ...]
+
+    @property
+    def kind(self) -> str:
+        """What its acceptance is."""
+        setting = self.setting
+        drafting = "no draft" if not setting.draft_len else "synthetic" if setting.probability else "its own draft"
+        return f"{setting.pair}, {drafting}"
+
+    @property
+    def log_error(self) -> float:
+        """Logarithm of predicted over measured tok/s."""
+        return math.log(_speed(self.plan.predicted) / tokens_per_s(self.reports))
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether the measured tok/s lie between P10 and P90."""
+        return _speed(self.plan.predicted_p10) <= tokens_per_s(self.reports) <= _speed(self.plan.predicted_p90)
+
+    @property
+    def width_frac(self) -> float:
+        """P90 less P10, over P50."""
+        ends = _speed(self.plan.predicted_p90) - _speed(self.plan.predicted_p10)
+        return ends / _speed(self.plan.predicted)
+
+
+def main() -> None:
+    """Plan, run and compare every setting, and summarise."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/draftstream-bench"))
+    parser.add_argument("--pairs", nargs="+", choices=("demo", "random"), default=["demo", "random"])
+    parser.add_argument("--most", type=int, help="run only so many settings, drawn at random")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="write each report as one line of JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print_header("predicted beside measured")
+    profiles = {pair: profile_of(pair, options.models) for pair in options.pairs}
+    settings = [setting for pair in options.pairs for setting in grid(pair)]
+    random.Random(options.seed).shuffle(settings)
+    outcomes = []
+    sentinel = Sentinel()
+    for index, setting in enumerate(settings[: options.most]):
+        outcome = undisturbed(setting, profiles[setting.pair], options.seed * 1000 + index, sentinel)
+        if outcome is None:
+            print(f"{setting.label:52} left out: the machine was busy with others", flush=True)
+            continue
+        outcomes.append(outcome)
+        print(_line(outcome), flush=True)
+        if options.out is not None:
+            with options.out.open("a", encoding="utf-8") as stream:
+                stream.writelines(report.model_dump_json() + "\n" for report in outcome.reports)
+    kinds = sorted({outcome.kind for outcome in outcomes})
+    for kind in kinds:
+        summary(kind, [outcome for outcome in outcomes if outcome.kind == kind])
+    print_json(summary("all", outcomes))
+
+
+def profile_of(pair: Pair, models: Path) -> Profile:
+    """The cached profile of a pair, measured beforehand, with synthetic acceptance beside what it recorded."""
+    target, draft = folders(pair, models)
+    dtype = DTYPES[pair]
+    key = profile_key(target, [draft], dtype=dtype)
+    without_acceptance = profile_path(key, "partial")  # the random pair's is scripted
+    profile = Profile.read(without_acceptance) if without_acceptance.exists() else find_profile(key)
+    if profile is None:
+        raise SystemExit(f"measure first: planner profile {target} --draft {draft} --dtype {dtype} --threads 1")
+    return with_scripts(profile, PROBABILITIES)
+
+
+def grid(pair: Pair) -> list[Setting]:
+    """Every setting of a pair: without a draft, with scripted acceptance, and of the demo pair with its own."""
+    first = Setting(pair=pair, link="", device_memory="", draft_len=0, domain="")
+    scripted = [(draft_len, share) for draft_len in (2, 4, 8) for share in PROBABILITIES]
+    settings = []
+    for link, budget in product(*PLACES[pair]):
+        here = replace(first, link=link, device_memory=budget)
+        if pair == "demo":
+            here = replace(here, num_requests=2, new_tokens=144)
+            own = replace(here, draft_len=4, num_requests=8)
+            settings += [replace(own, domain=domain) for domain in ("code", "prose")]
+        settings.append(replace(here, num_requests=1, new_tokens=24 if pair == "random" else 144))
+        settings += [
+            replace(here, draft_len=draft_len, domain=script(share), probability=share) for draft_len, share in scripted
+        ]
+    return settings
+
+
+def undisturbed(setting: Setting, profile: Profile, seed: int, sentinel: Sentinel) -> Outcome | None:
+    """The outcome of a run before and after which the machine was calm; None where there was none in time."""
+    for attempt in range(MOST_ATTEMPTS):
+        if not sentinel.wait(CALM_WAIT_S):
+            continue
+        outcome = outcome_of(setting, profile, seed + attempt * 100_000)
+        if sentinel.is_calm():
+            return outcome
+    return None
+
+
+def outcome_of(setting: Setting, profile: Profile, seed: int) -> Outcome:
+    """Plan the setting by the profile, and run it."""
+    request = request_of(setting, profile)
+    score = rank(profile, request).best_of(profile.drafts[0].fingerprint if setting.draft_len else None)
+    assert score is not None, f"{setting.label} does not fit"
+    plan, _ = plan_of(profile, request, score)
+    return Outcome(setting=setting, plan=plan, reports=tuple(run(setting, plan, seed)))
+
+
+def summary(name: str, outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Print and return the errors and the coverage of some runs."""
+    errors = sorted(abs(math.expm1(outcome.log_error)) for outcome in outcomes)
+    found = {
+        "runs": float(len(outcomes)),
+        "median_error_frac": statistics.median(errors),
+        "p90_error_frac": errors[math.ceil(0.9 * len(errors)) - 1],
+        "bias_frac": math.expm1(statistics.median(outcome.log_error for outcome in outcomes)),
+        "coverage_frac": statistics.fmean(outcome.is_inside for outcome in outcomes),
+        "median_width_frac": statistics.median(outcome.width_frac for outcome in outcomes),
+    }
+    print(f"{name}: " + ", ".join(f"{key} {value:.3f}" for key, value in found.items()))
+    return found
+
+
+def _speed(performance: Performance | None) -> float:
+    assert performance is not None
+    assert performance.generated_tokens_per_s is not None
+    return performance.generated_tokens_per_s
+
+
+def _line(outcome: Outcome) -> str:
+    plan, reports = outcome.plan, outcome.reports
+    low, middle, high = (_speed(entry) for entry in (plan.predicted_p10, plan.predicted, plan.predicted_p90))
+    parts = {
+        "E": (plan.predicted.tokens_per_round, _mean([report.measured.tokens_per_round for report in reports])),
+        **{
+            name: (_ms(plan.predicted, name), _mean([_ms(report.measured, name) for report in reports]))
+            for name in ("round", "compute", "draft", "host")
+        },
+        "link": (_link_ms(plan.predicted), _mean([_link_ms(report.measured) for report in reports])),
+    }
+    shown = " ".join(f"{name} {_number(a)}/{_number(b)}" for name, (a, b) in parts.items())
+    mark = " " if outcome.is_inside else "*"
+    return (
+        f"{outcome.setting.label:52} {low:7.2f} {middle:7.2f} {high:7.2f} | {tokens_per_s(reports):7.2f} "
+        f"{math.expm1(outcome.log_error):+6.1%}{mark} {shown}"
+    )
+
+
+def _ms(performance: Performance, name: str) -> float | None:
+    split = performance.round
+    if split is None:
+        return None
+    seconds: float = getattr(split, f"{name}_s") + (split.unexplained_s if name == "host" else 0.0)
+    return seconds * 1e3
+
+
+def _link_ms(performance: Performance) -> float | None:
+    return None if performance.link is None else performance.link.busy_s * 1e3
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""`planner recommend` on the command line: its answers, its refusals with their exit codes, and what they offer."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from made_up import LINK, MB, profile, replaced, request
+
+from planner.cli import main
+from planner.contracts.plan import Plan
+from planner.contracts.profile import Profile
+from planner.contracts.recommendation import Recommendation
+from planner.recommend import recommend
+from planner.render import command_line
+
+LARGE = ("--machine", "rtx-4090", "--target", "llama-3.1-70b", "--draft", "llama-3.2-1b", "--text", "code")
+SMALL = ("--machine", "rtx-4090", "--target", "llama-3.2-3b")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def planner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs `planner` in this process; its exit code, stdout and stderr."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["planner", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert isinstance(stop.value.code, int)
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_the_answer_comes_first_and_the_line_to_paste_last(planner: Run, tmp_path: Path) -> None:
+    code, out, err = planner("recommend", *LARGE, "-o", str(tmp_path / "plan.json"))
+    assert (code, err) == (0, "")
+    lines = out.rstrip().splitlines()
+    assert re.match(r"speculate: \d+\.\d\d tok/s \(P10-P90 \d+\.\d\d-\d+\.\d\d\)", lines[0])
+    assert lines[-1] == f"runtime generate --plan {tmp_path / 'plan.json'} --max-tokens 256 --file prompt.txt"
+    positions = [out.index(title) for title in ("why", "runner-up", "where speculation pays", "what more would give")]
+    assert positions == sorted(positions)
+
+
+def test_estimates_say_so_and_are_wide(planner: Run, tmp_path: Path) -> None:
+    _, out, _ = planner("recommend", *LARGE, "-o", str(tmp_path / "plan.json"))
+    assert "estimated for rtx-4090 from its catalogue entry; nothing was measured" in out
+    assert "no acceptance is published for llama-3.2-1b on code: a similar pair's was taken" in out
+    plan = Plan.read(tmp_path / "plan.json")
+    ends = [entry.generated_tokens_per_s for entry in (plan.predicted_p10, plan.predicted, plan.predicted_p90) if entry]
+    low, middle, high = (end for end in ends if end is not None)
+    assert (high - low) / middle > 0.4
+
+
+def test_json_is_one_document(planner: Run) -> None:
+    code, out, _ = planner("recommend", *SMALL, "--json")
+    assert code == 0
+    assert Recommendation.model_validate_json(out).answer == "do not stream, it fits"
+
+
+def test_several_machines_are_compared_in_a_table(planner: Run) -> None:
+    code, out, _ = planner("recommend", "--machine", "rtx-5090", *LARGE)
+    assert code == 0
+    rows = [line.split()[0] for line in out.splitlines() if line.startswith("rtx-")]
+    assert rows == ["rtx-5090", "rtx-4090"]
+    documents = json.loads(planner("recommend", "--machine", "rtx-5090", *LARGE, "--json")[1])
+    assert [entry["basis"].split()[2] for entry in documents] == ["rtx-5090", "rtx-4090"]
+
+
+def test_drafts_are_compared_with_none_at_all(planner: Run) -> None:
+    _, out, _ = planner("recommend", *LARGE, "--draft", "llama-3.1-8b", "--compare")
+    rows = [line.split("   ")[0].strip() for line in out.splitlines()[1:4]]
+    assert rows == ["no draft", "llama-3.2-1b", "llama-3.1-8b"]
+
+
+def test_explain_lists_every_length_and_every_source(planner: Run) -> None:
+    _, out, _ = planner("recommend", *LARGE, "--explain")
+    for text in ("times no draft", "host weights", "source: compute: estimated by the roofline"):
+        assert text in out
+
+
+def test_a_plan_without_a_name_goes_to_the_cache(planner: Run) -> None:
+    _, out, _ = planner("recommend", *SMALL)
+    path = Path(out.rstrip().splitlines()[-1].split("--plan ")[1].split(" ")[0])
+    assert Plan.read(path).target.name == "llama-3.2-3b"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "texts"),
+    [
+        (("--machine", "rtx-409", "--target", "llama-3.1-70b"), 3, ("rtx-4090",)),
+        (("--machine", "rtx-4090", "--target", "llama-3.1-7b"), 3, ("llama-3.1-70b", "did you mean")),
+        (("--machine", "rtx-4090"), 2, ("--target llama-3.1-70b",)),
+        (("--machine", "rtx-4090", "--target", "llama-3.1-70b", "--draft", "qwen3-0.6b"), 3, ("tokenizer",)),
+        ((*SMALL, "--device-memory", "12"), 2, ("12GiB",)),
+        ((*SMALL, "--device-memory", "80GiB"), 2, ("--device-memory up to",)),
+        ((*SMALL, "--ctx-size", "300"), 2, ("--ctx-size 768",)),
+        ((*SMALL, "--prompt-tokens", "200000"), 2, ("was made for at most",)),
+        ((*SMALL, "--link", "wire"), 2, ("emulated:2GB/s",)),
+        ((*SMALL, "--prompt-tokens", "0"), 2, ("prompt-tokens",)),
+        ((*SMALL, "--draft-len", "65"), 2, ("draft-len",)),
+        (("--machine", "rtx-4090", "--target", "llama-3.1-70b", "--resident-only"), 4, ("short", "--device-memory")),
+        (("--machine", "rtx-4090", "--target", "llama-3.1-70b", "--device-memory", "2GiB"), 4, ("short", "--device")),
+        (("absent.json",), 3, ("absent.json",)),
+        (("absent.json", *SMALL), 2, ("a profile and a machine",)),
+        ((*SMALL, "--calibrate", "absent.json"), 3, ("absent.json",)),
+    ],
+)
+def test_what_cannot_be_planned_says_what_would(
+    planner: Run, arguments: tuple[str, ...], code: int, texts: tuple[str, ...]
+) -> None:
+    found, out, err = planner("recommend", *arguments)
+    assert (found, out) == (code, "")
+    assert all(text in err for text in texts), err
+
+
+def test_without_any_profile_the_way_to_one_is_named(planner: Run) -> None:
+    code, _, err = planner("recommend")
+    assert code == 3
+    assert "try: planner profile" in err
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A profile of another machine and of other versions."""
+    path = tmp_path / "profile.json"
+    profile(versions={"torch": "1.0"}).write(path)
+    return path
+
+
+def test_a_profile_of_another_machine_is_refused_unless_forced(planner: Run, elsewhere: Path) -> None:
+    code, _, err = planner("recommend", str(elsewhere))
+    assert code == 5
+    for text in ("it is of made up, which is not this machine", "torch 1.0 there", "--force"):
+        assert text in err
+    sizes = ("--device-memory", "80MB", "--prompt-tokens", "64", "-n", "64", "--link", "emulated:1GB/s")
+    code, out, _ = planner("recommend", str(elsewhere), "--force", *sizes)
+    assert code == 0
+    assert "measured on made up" in out
+
+
+def test_a_draft_that_the_profile_does_not_know_is_refused(planner: Run, elsewhere: Path) -> None:
+    code, _, err = planner("recommend", str(elsewhere), "--force", "--draft", "other")
+    assert code == 3
+    assert "it was measured with draft" in err
+
+
+def test_another_precision_than_the_profiles_is_refused(planner: Run, elsewhere: Path) -> None:
+    code, _, err = planner("recommend", str(elsewhere), "--force", "--dtype", "fp32")
+    assert code == 5
+    assert "planner profile --dtype fp32" in err
+
+
+def test_a_profile_below_the_quality_floor_is_refused(planner: Run, tmp_path: Path) -> None:
+    made = profile()
+    wide = made.target.model_copy(update={"stored_dtype": "fp32"})
+    made.model_copy(update={"target": wide}).write(tmp_path / "profile.json")
+    sizes = ("--device-memory", "80MB", "--prompt-tokens", "64", "-n", "64", "--link", "emulated:1GB/s")
+    arguments = (str(tmp_path / "profile.json"), "--force", *sizes)
+    code, _, err = planner("recommend", *arguments)
+    assert code == 5
+    assert "below the quality floor" in err
+    assert planner("recommend", *arguments, "--quality-floor", "16bit")[0] == 0
+
+
+def test_a_damaged_profile_is_named(planner: Run, tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    path.write_text(profile().to_json()[:-200])
+    code, _, err = planner("recommend", str(path))
+    assert code == 3
+    assert "is no valid Profile file" in err
+    assert Profile.__name__ in err
+
+
+def test_a_plan_path_with_blanks_is_quoted() -> None:
+    plan = recommend(profile(), replaced(request(80 * MB, link=LINK))).plan
+    assert "--plan 'my plans/plan.json'" in command_line(plan, Path("my plans/plan.json"))
