@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PARALLEL := --numprocesses auto --dist loadfile
 PROMPT := profiles/demo/prompt.py.txt
 
 .PHONY: demo test check clean
@@ -18,13 +19,13 @@ demo: $(INSTALLED)
 	@$(DEMO) --link emulated:250MB/s --no-spec
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest $(PARALLEL) -m 'not slow'
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

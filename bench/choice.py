@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from bench.models import print_header, print_json
-from bench.prediction import PROBABILITIES, profile_of
-from bench.settings import Setting, request_of, run, script, tokens_per_s
+from bench.prediction import CALM_WAIT_S, PROBABILITIES, profile_of
+from bench.settings import Sentinel, Setting, request_of, run, script, tokens_per_s
 from planner.contracts.errors import DraftstreamError
 from planner.contracts.plan import ChainDraft, Plan
 from planner.contracts.profile import Profile
@@ -26,10 +26,10 @@ _NUM_BOOTSTRAPS = 2000
 _DEMO = Setting(pair="demo", link="", device_memory="", draft_len=1, domain="", num_requests=2, new_tokens=64)
 _RANDOM = Setting(pair="random", link="", device_memory="", draft_len=1, domain="", new_tokens=48)
 SETTINGS = (
-    replace(_DEMO, link="emulated:200MB/s", device_memory="8MiB", domain="prose"),
-    replace(_DEMO, link="emulated:400MB/s", device_memory="8MiB", domain="code"),
-    replace(_DEMO, link="emulated:1GB/s", device_memory="11MiB", domain="prose"),
-    replace(_DEMO, link="disk:cached", device_memory="8MiB", domain="code"),
+    replace(_DEMO, link="emulated:800MB/s", device_memory="14MiB", domain="prose"),
+    replace(_DEMO, link="emulated:1600MB/s", device_memory="14MiB", domain="code"),
+    replace(_DEMO, link="emulated:4GB/s", device_memory="20MiB", domain="prose"),
+    replace(_DEMO, link="disk:cached", device_memory="14MiB", domain="code"),
     *(
         replace(_RANDOM, link=link, device_memory=budget, domain=script(share), probability=share)
         for link, budget, share in (
@@ -59,16 +59,17 @@ def main() -> None:
     """Measure and print one row per setting."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("/tmp/draftstream-bench"))
-    parser.add_argument("--turns", type=int, default=3, help="of all plans of a setting")
-    parser.add_argument("--fresh-turns", type=int, default=6, help="of the apparent best and the chosen plan")
+    parser.add_argument("--turns", type=int, default=2, help="of all plans of a setting")
+    parser.add_argument("--fresh-turns", type=int, default=5, help="of the apparent best and the chosen plan")
+    parser.add_argument("--most", type=int, help="only the first settings")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print_header("the chosen plan against its neighbours")
     profiles = {pair: profile_of(pair, options.models) for pair in ("demo", "random")}
     assert set(PROBABILITIES) >= {setting.probability for setting in SETTINGS if setting.probability}
-    rows = []
-    for setting in SETTINGS:
-        regret = measured(setting, profiles[setting.pair], options.turns, options.fresh_turns)
+    rows, sentinel = [], Sentinel()
+    for setting in SETTINGS[: options.most]:
+        regret = measured(setting, profiles[setting.pair], options.turns, options.fresh_turns, sentinel)
         rows.append(regret)
         print(
             f"{setting.label:52} chosen {regret.chosen:16} best {regret.best:16} gain {regret.gain_frac:+.1%} "
@@ -80,13 +81,14 @@ def main() -> None:
     print_json({"settings": len(rows), "beyond_goal": num_bad, "gains": [row.gain_frac for row in rows]})
 
 
-def measured(setting: Setting, profile: Profile, turns: int, fresh_turns: int) -> Regret:
-    """The regret of one setting."""
-    request = replace(request_of(setting, profile), draft_lens=DRAFT_LENS)
+def measured(setting: Setting, profile: Profile, turns: int, fresh_turns: int, sentinel: Sentinel) -> Regret:
+    """The regret of one setting; turns start when the machine is calm, if it becomes so."""
+    request = replace(request_of(setting, profile), draft_lens=DRAFT_LENS, grains=("layers",))  # residents are counted
     plans = neighbours(profile, request)
     chosen = next(iter(plans))
     gains: dict[str, list[float]] = {name: [] for name in plans}
     for turn in range(turns):
+        sentinel.wait(CALM_WAIT_S)
         for name, gain in _turn(setting, plans, chosen, seed=turn).items():
             gains[name].append(gain)
     best = max(plans, key=lambda name: statistics.median(gains[name]))

@@ -18,6 +18,7 @@ DRAFT_HOST_OVERHEAD_BYTES = 12 * 2**20  # the same, of a draft
 MARGIN_FRAC = 0.01
 
 _FLOAT32_BYTES = 4
+_SAMPLED_ROWS = 4  # of a verified token where one samples: the target's row, the draft's, and two on the way to them
 
 
 def activation_bytes(
@@ -36,7 +37,7 @@ def activation_bytes(
     scores = num_tokens * context_tokens * shape.num_heads * 2 * _FLOAT32_BYTES if _is_eager(shape) else 0
     num_mlp_tokens = num_tokens * max(1, shape.experts_per_token)
     mlp = 3 * num_mlp_tokens * shape.intermediate_size * item
-    logits = num_logit_rows * shape.vocab_size * (2 * item + 2 * _FLOAT32_BYTES)
+    logits = num_logit_rows * shape.vocab_size * (2 * item + _SAMPLED_ROWS * _FLOAT32_BYTES)
     return residual + max(projections + repeated_keys + mask + scores, mlp, logits)
 
 
@@ -55,7 +56,7 @@ class Overheads:
         return cls(
             host_bytes=max(HOST_OVERHEAD_BYTES, found.get("host_overhead", 0)),
             draft_host_bytes=max(DRAFT_HOST_OVERHEAD_BYTES, found.get("draft_host_overhead", 0)),
-            device_bytes=found.get("device_overhead", CUDA_OVERHEAD_BYTES),
+            device_bytes=max(CUDA_OVERHEAD_BYTES, found.get("device_overhead", 0)),
         )
 
 

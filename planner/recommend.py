@@ -246,21 +246,25 @@ def _prices(profile: Profile, request: Request, best: Score) -> list[Price]:
     if best.candidate.draft is not None:
         prices.append(("1 point more of acceptance", near, replace(around, hazard_gain=_ONE_POINT)))
     return [
-        Price(what=what, gain_tokens_per_s=rank(asked, changed).best.tokens_per_s - best.tokens_per_s)
+        Price(what=what, gain_tokens_per_s=max(0.0, _fastest(rank(asked, changed)) - best.tokens_per_s))
         for what, asked, changed in prices
     ]
+
+
+def _fastest(ranking: Ranking) -> float:
+    return max(score.tokens_per_s for score in ranking.scores)
 
 
 def _around(request: Request, best: Score) -> Request:
     """The request for plans much like the best, with its prefill chunk: no price is paid before the first token."""
     candidate = best.candidate
     num_slots, length = candidate.placement.num_slots, candidate.draft_len
-    near = tuple(count for count in request.slot_counts if num_slots <= count <= num_slots + 1)
+    near = tuple(count for count in (num_slots, num_slots + 1) if count == num_slots or count in request.slot_counts)
     return replace(
         request,
         wishes=replace(request.wishes, prefill_chunk_tokens=candidate.prefill_chunk_tokens),
         draft_lens=tuple(other for other in request.draft_lens if length / 1.25 <= other <= length * 1.25),
-        slot_counts=near or request.slot_counts,
+        slot_counts=near if num_slots else request.slot_counts,
         grains=(candidate.placement.granularity,),
         never_speculate=candidate.draft is None,
     )

@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.contracts.performance import Performance
-from planner.contracts.plan import Plan
+from planner.contracts.plan import ChainDraft, Plan
 from planner.contracts.quantities import format_bytes, format_s, format_tokens_per_s
 from planner.contracts.recommendation import Choice, Crossover, Recommendation, Rival
 
 _COLUMNS_IN_A_FILE = 120
+_BY_NAME = "catalogue:"  # how the fingerprints begin of models that nobody has opened
 
 
 def console_for_stdout() -> Console:
@@ -21,7 +22,15 @@ def console_for_stdout() -> Console:
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _COLUMNS_IN_A_FILE)
 
 
-def show_recommendation(recommendation: Recommendation, *, plan_path: Path, is_runnable: bool, explain: bool) -> None:
+def show_recommendation(
+    recommendation: Recommendation,
+    *,
+    plan_path: Path,
+    is_here: bool,
+    explain: bool,
+    is_sampled: bool = False,
+    num_threads: int | None = None,
+) -> None:
     """Print one recommendation; with `explain` every draft length, rival and refusal."""
     console = console_for_stdout()
     plan, choice = recommendation.plan, recommendation.choice
@@ -52,13 +61,14 @@ def show_recommendation(recommendation: Recommendation, *, plan_path: Path, is_r
     for source in recommendation.sources if explain else ():
         console.print(f"source: {source}", markup=False)
     console.print()
-    if not is_runnable:
-        console.print(f"the plan for that machine: {plan_path}; run it there:", markup=False)
-    console.print(command_line(plan, plan_path), style="bold", markup=False)
+    if not is_here:
+        console.print(f"the plan for that machine: {plan_path}; there, with the models' folders:", markup=False)
+    line = command_line(plan, plan_path, is_sampled=is_sampled, num_threads=num_threads)
+    console.print(line, style="bold", markup=False)
 
 
-def show_comparison(rows: Sequence[tuple[str, Recommendation]]) -> None:
-    """Print several recommendations as a table, one row each."""
+def show_comparison(rows: Sequence[tuple[str, Recommendation]], failures: Sequence[tuple[str, str]]) -> None:
+    """Print several recommendations as a table, one row each, and below it what could not be planned and why."""
     table = Table(box=None, padding=(0, 2), pad_edge=False)
     for name in ("", "tok/s (P10-P90)", "first token", "draft", "K", "slots", "resident", "binds", "best other engine"):
         table.add_column(name, no_wrap=True)
@@ -77,14 +87,25 @@ def show_comparison(rows: Sequence[tuple[str, Recommendation]]) -> None:
         )
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(table)
+    for label, why in failures:
+        console.print(f"{label}: {why}", style="red", markup=False, soft_wrap=True)
     for warning in dict.fromkeys(warning for _, entry in rows for warning in entry.warnings):
         console.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
 
 
-def command_line(plan: Plan, path: Path) -> str:
-    """What to paste to run the plan."""
-    tokens = "" if plan.workload is None else f" --max-tokens {plan.workload.new_tokens}"
-    return f"runtime generate --plan {shlex.quote(str(path))}{tokens} --file prompt.txt"
+def command_line(plan: Plan, path: Path, *, is_sampled: bool = False, num_threads: int | None = None) -> str:
+    """What to paste to run the plan, or one like it where the models are known by name only."""
+    words = ["runtime generate"]
+    if plan.target.fingerprint.startswith(_BY_NAME):
+        words += [f"-m {plan.target.name}", f"--device-memory {plan.devices[0].budget_bytes // 2**20}MiB"]
+        words += [f"--ctx-size {plan.context_tokens}"]
+        if isinstance(plan.draft, ChainDraft):
+            words += [f"-md {plan.draft.model}", f"--draft-len {plan.draft.draft_len}"]
+    else:
+        words += [f"--plan {shlex.quote(str(path))}"]
+    words += [] if plan.workload is None else [f"--max-tokens {plan.workload.new_tokens}"]
+    words += ["--temp 1"] * is_sampled + ([] if num_threads is None else [f"--threads {num_threads}"])
+    return " ".join([*words, "--file prompt.txt"])
 
 
 def _speed(plan: Plan) -> str:
@@ -108,8 +129,8 @@ def _facts(recommendation: Recommendation) -> list[str]:
     facts = {"plan": _described(choice)}
     if low is not None and high is not None and plan.workload is not None:
         facts["first token"] = (
-            f"{format_s(choice.ttft_s)} (P10-P90 {format_s(low.ttft_s or 0)}-{format_s(high.ttft_s or 0)}) after a prompt "
-            f"of {plan.workload.prompt_tokens} tokens"
+            f"{format_s(choice.ttft_s)} (P10-P90 {format_s(low.ttft_s or 0)}-{format_s(high.ttft_s or 0)}) after a "
+            f"prompt of {plan.workload.prompt_tokens} tokens"
         )
     facts["memory"] = (
         f"{format_bytes(plan.memory.device_bytes)} on the device (budget "

@@ -61,8 +61,8 @@ def _priced(kind: _Kind, scorer: Scorer, draft: ModelShape | None, request: Requ
             round_s = scorer.cpu_round_s(candidate) if kind.is_on_cpu else scorer.serial_round_s(candidate)
         except DraftstreamError:
             return None
-        tokens = scorer.tokens_per_round(None if draft is None else draft.fingerprint, draft_len)
-        best = max(best or (0.0, 0), (tokens.mean / round_s, draft_len))
+        speed = max(request.workload.new_tokens - 1, 1) / scorer.decode_s(candidate, round_s)
+        best = max(best or (0.0, 0), (speed, draft_len))
     if best is None:
         return None
     return Rival(

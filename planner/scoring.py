@@ -193,14 +193,14 @@ class Scorer:
     def serial_round_s(self, candidate: Candidate) -> float:
         """Seconds of a round in which nothing overlaps: read, copy, compute, one unit after the other."""
         placed = self._placed(candidate.placement, candidate.host_bytes)
-        transfers_s = float(placed.copies_s[0].sum() + placed.reads_s[0].sum())
+        transfers_s = float(placed.copies_s[0].sum() + placed.reads_s[0].sum()) * self._factors["link"]
         return transfers_s + self._compute_only_s(candidate, placed, "device")
 
     def cpu_round_s(self, candidate: Candidate) -> float:
         """Seconds of a round in which the CPU computes, where it lies, what is not resident; nothing is copied."""
         placed = self._placed(candidate.placement, candidate.host_bytes)
         elsewhere: Processor = "host" if self.timing.link.kind == "cuda" else "device"
-        reads_s = float(placed.reads_s[0].sum())  # of what host memory does not hold
+        reads_s = float(placed.reads_s[0].sum()) * self._factors["link"]  # of what host memory does not hold
         return reads_s + self._compute_only_s(candidate, placed, elsewhere)
 
     def first_draft_s(self, candidate: Candidate) -> float:
@@ -210,12 +210,16 @@ class Scorer:
         seconds = self._draft_prefill(candidate.draft.fingerprint, candidate.prefill_chunk_tokens)
         return seconds * self._factors["draft"]
 
-    def _score(self, candidate: Candidate, terms: RoundTerms, round_s: float) -> Score:
+    def decode_s(self, candidate: Candidate, round_s: float) -> float:
+        """Seconds of decoding the workload after its first token, in rounds of a length."""
         tokens = self.tokens_per_round(_fingerprint(candidate), candidate.draft_len)
+        mean = min(max(1.0, tokens.mean * self._factors["tokens"]), candidate.draft_len + 1)
+        return num_rounds(self.workload, mean, tokens.round_frac) * round_s + self.first_draft_s(candidate)
+
+    def _score(self, candidate: Candidate, terms: RoundTerms, round_s: float) -> Score:
         ttft_s = self._prefill(candidate.placement, candidate.host_bytes, candidate.prefill_chunk_tokens)
         ttft_s *= self._factors["ttft"]
-        rounds = num_rounds(self.workload, terms.tokens_per_round, tokens.round_frac)
-        decode_s = rounds * round_s + self.first_draft_s(candidate)
+        decode_s = self.decode_s(candidate, round_s)
         num_decoded = max(self.workload.new_tokens - 1, 1)
         return Score(
             candidate=candidate,
@@ -241,8 +245,9 @@ class Scorer:
             processor = elsewhere if is_streamed else "device"
             unit_s = _class_s(self.timing, placed.classes[of_unit], num_verified, context_tokens, 0.0, processor)
             compute_s += count * unit_s
-        tokens = self.tokens_per_round(_fingerprint(candidate), candidate.draft_len)
-        return compute_s + self._draft_s(candidate, tokens, 0.0) + self.timing.round_s(num_verified)
+        tokens, factors = self.tokens_per_round(_fingerprint(candidate), candidate.draft_len), self._factors
+        draft_s = self._draft_s(candidate, tokens, 0.0) * factors["draft"]
+        return compute_s * factors["compute"] + draft_s + self.timing.round_s(num_verified) * factors["host"]
 
     def _draft_s(self, candidate: Candidate, tokens: Yield, load_bytes_per_s: float) -> float:
         if candidate.draft is None:
@@ -333,6 +338,9 @@ class Scorer:
         num_passes = math.ceil(prompt_tokens / chunk_tokens)
         placed = self._placed(placement, host_bytes)
         alone_s_U, slope_U = self._pass_times(placement, host_bytes, prompt_tokens / num_passes, prompt_tokens / 2)
+        one_row_s_U, _ = self._pass_times(placement, host_bytes, 1, prompt_tokens / 2)
+        is_head_U = np.array([unit.kind == "head_chunk" for unit in placed.units])
+        alone_s_U = np.where(is_head_U, one_row_s_U, alone_s_U)  # a prefill wants the last row of logits only
         copy_s_U, read_s_U = placed.copies_s[1], placed.reads_s[1]
         load = placed.streamed_bytes / max(float(copy_s_U.sum()), float(alone_s_U.sum()))
         compute_s_U = alone_s_U * (1 + slope_U * load)

@@ -32,6 +32,7 @@ from planner.uncertainty import ModelError, Outlook, outlook, performances, prio
 
 DRAFT_LENS = (*range(1, 17), 20, 24, 28, 32, 40, 48, MAX_DRAFT_LEN)
 SLOT_COUNTS = (2, 3, 4)
+_UNBOUNDED_BYTES = 2**60
 _NOISE_FRAC = 0.005  # plans closer than this to the best are as good
 
 
@@ -121,17 +122,19 @@ def rank(profile: Profile, request: Request) -> Ranking:
     candidates = candidates_of(profile.target, None, request, grains)
     if not candidates:
         raise _nothing_fits(profile.target, request, grains)
+    scores = scorer.score(candidates)
     for draft in () if request.never_speculate else profile.drafts:
-        try:
-            scorer.tokens_per_round(draft.fingerprint, 1)
-            with_draft = candidates_of(profile.target, draft, request, grains)
-        except DraftstreamError as error:
-            refused.append((draft.name, f"{error.what}: {error.why}"))
-            continue
-        if not with_draft:
-            refused.append((draft.name, _why_too_big(profile.target, draft, request, grains)))
-        candidates += with_draft
-    return Ranking(scores=tuple(_ordered(scorer.score(candidates))), refused=tuple(refused))
+        why_not = _why_unfit(draft, request)
+        if why_not is None:
+            try:
+                with_draft = candidates_of(profile.target, draft, request, grains)
+                scores += scorer.score(with_draft)
+                why_not = None if with_draft else _why_too_big(profile.target, draft, request, grains)
+            except DraftstreamError as error:
+                why_not = f"{error.what}: {error.why}"
+        if why_not is not None:
+            refused.append((draft.name, why_not))
+    return Ranking(scores=tuple(_ordered(scores)), refused=tuple(refused))
 
 
 def within_tables(scorer: Scorer, request: Request) -> Request:
@@ -176,8 +179,9 @@ def candidates_of(
         if room is not None
     }
     found: dict[tuple[int, int, Placement], Candidate] = {}
-    for num_slots in request.slot_counts if 1 in request.slot_counts else (*request.slot_counts, 1):
-        if num_slots == 1 and found and 1 not in request.slot_counts:
+    is_free = request.slot_counts == SLOT_COUNTS
+    for num_slots in (*request.slot_counts, 1) if is_free else request.slot_counts:
+        if is_free and num_slots == 1 and found:
             continue  # a single slot hides nothing; it is what is left where two do not fit
         for granularity, (beside, room) in itertools.product(grains, rooms.items()):
             wishes = replace(beside, num_slots=num_slots, granularity=granularity)
@@ -318,19 +322,38 @@ def _smallest(request: Request, grains: Sequence[Granularity], draft_len: int) -
 def _nothing_fits(target: ModelShape, request: Request, grains: Sequence[Granularity]) -> DraftstreamError:
     """The error that says by how much, and the smallest relaxation that works."""
     wishes = _smallest(request, grains, 0)
+    budget = request.budget
     try:
-        plan = plan_for_budget(target, None, request.budget, wishes)
+        plan_for_budget(target, None, budget, wishes)
+        unbounded = replace(budget, device_bytes=_UNBOUNDED_BYTES, target_bytes=None)
+        whole_bytes = plan_for_budget(target, None, unbounded, wishes).memory.device_bytes
     except DraftstreamError as error:
         return error
-    whole_bytes = plan.memory.device_bytes + sum(
-        unit.dense_bytes for unit in plan.units if unit.placement != "resident"
-    )
-    budget_bytes = request.budget.device_bytes
+    caps = {"--device-memory": budget.device_bytes, "--target-memory": budget.target_bytes or budget.device_bytes}
+    binding = {flag: cap for flag, cap in caps.items() if cap < whole_bytes}
+    smallest_bytes = min(binding.values())
+    flags = " and ".join(f"{flag} {-(-whole_bytes // 2**20)}MiB" for flag in binding if flag in _given(budget))
     return NoFeasiblePlanError(
-        f"{target.name} does not fit without streaming: {format_bytes(whole_bytes - budget_bytes)} short",
-        why=f"all of it takes {format_bytes(whole_bytes)}, and {format_bytes(budget_bytes)} may be taken",
-        remedy=f"--device-memory {-(-whole_bytes // 2**20)}MiB, or drop --resident-only",
+        f"{target.name} does not fit without streaming: {format_bytes(whole_bytes - smallest_bytes)} short",
+        why=f"all of it takes {format_bytes(whole_bytes)}, and {format_bytes(smallest_bytes)} may be taken",
+        remedy=f"{flags}, or drop --resident-only",
     )
+
+
+def _given(budget: Budget) -> tuple[str, ...]:
+    return ("--device-memory",) if budget.target_bytes is None else ("--device-memory", "--target-memory")
+
+
+def _why_unfit(draft: ModelShape, request: Request) -> str | None:
+    """Why a draft cannot take part whatever memory there is; None where it can."""
+    if not request.draft_lens:
+        return "the profile was measured for fewer verified tokens than that draft length asks for"
+    if draft.max_context_tokens < request.wishes.context_tokens:
+        return (
+            f"it was made for {draft.max_context_tokens} tokens of context, and {request.wishes.context_tokens} are "
+            "planned: beyond its own it proposes nothing"
+        )
+    return None
 
 
 def _why_too_big(target: ModelShape, draft: ModelShape, request: Request, grains: Sequence[Granularity]) -> str:

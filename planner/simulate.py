@@ -102,7 +102,7 @@ def view_round(schedule: Schedule, tokens_per_round: float | None) -> RoundView:
         waiting_for_weights_s=max(0.0, round_s - busy_s["compute"]),
         busy_s={
             lane: lane_s
-            for lane, lane_s in (*busy_s.items(), ("compute", compute_s), ("draft", schedule.boundary_s))
+            for lane, lane_s in (*busy_s.items(), ("compute", compute_s), ("draft and host", schedule.boundary_s))
             if lane_s > 0
         },
         binds=next((lane for lane, lane_s in busy_s.items() if lane_s >= round_s * _BUSY_ALL_ROUND), "turns"),

@@ -153,17 +153,15 @@ def _summary(measured: Profile) -> Iterator[str]:
 
 
 def _links(measured: Profile) -> Iterator[str]:
-    """The rate of each link at its largest size, alone and beside compute."""
-    largest: dict[tuple[str, bool], tuple[int, float]] = {}
-    for entry in measured.links:
-        rate = entry.num_bytes / entry.duration_s.median
-        largest[entry.link, entry.loaded] = max(
-            (entry.num_bytes, rate), largest.get((entry.link, entry.loaded), (0, 0))
-        )
-    for name in dict.fromkeys(link for link, _ in largest):
-        alone, loaded = largest.get((name, False)), largest.get((name, True))
-        rates = [format_bytes_per_s(alone[1])] if alone else []
-        rates += [f"{format_bytes_per_s(loaded[1])} beside compute"] if loaded else []
+    """Each link's rate and latency, fitted over all sizes; alone and beside compute."""
+    from planner.contracts.plan import DiskLink
+    from planner.timing import Timing
+
+    timing = Timing(measured, DiskLink())
+    for name in dict.fromkeys(entry.link for entry in measured.links):
+        alone, loaded = (timing.link_fit(name, loaded=is_loaded) for is_loaded in (False, True))
+        rates = [f"{format_bytes_per_s(alone.bytes_per_s)} after {format_s(alone.latency_s)}"] if alone else []
+        rates += [f"{format_bytes_per_s(loaded.bytes_per_s)} beside compute"] if loaded else []
         yield f"link {name}: {', '.join(rates)}"
 
 

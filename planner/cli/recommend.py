@@ -1,12 +1,13 @@
 """`planner recommend`: the best way to run a target here, or on a machine of the catalogue, and why."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from planner.contracts.errors import UsageError
+from planner.contracts.errors import DraftstreamError, UsageError
 
 QualityFloor = Literal["stored", "16bit"]
 
@@ -71,10 +72,6 @@ def recommend(
     from planner.recommend import recommend as choose
     from planner.render import show_comparison, show_recommendation
 
-    if out is not None and machine is not None and len(machine) > 1:
-        raise UsageError(
-            "--out holds one plan", why="several machines were named", remedy="name one machine with --out"
-        )
     asked = Asked(
         profile=profile,
         machines=tuple(machine or ()),
@@ -102,18 +99,36 @@ def recommend(
         calibrate=tuple(calibrate or ()),
         force=force,
     )
-    found = [
-        (situation, choose(situation.profile, situation.request))
-        for situation in situations(asked, one_per_draft=compare and len(machine or ()) < 2)
-    ]
+    several = situations(asked, one_per_draft=compare and len(machine or ()) < 2)
+    if len(several) == 1:
+        (situation,) = several
+        recommendation = choose(situation.profile, situation.request)
+        if as_json:
+            sys.stdout.write(recommendation.to_json())
+            if out is not None:
+                recommendation.plan.write(out)
+            return
+        show_recommendation(
+            recommendation,
+            plan_path=situation.keep(recommendation.plan, out),
+            is_here=situation.is_here,
+            explain=explain,
+            is_sampled=sampled,
+            num_threads=threads,
+        )
+        return
+    if out is not None:
+        raise UsageError("--out holds one plan", why=f"{len(several)} are compared", remedy="leave --out out")
+    found, failures = [], []
+    for situation in several:
+        try:
+            found.append((situation.label, choose(situation.profile, situation.request)))
+        except DraftstreamError as error:
+            failures.append((situation.label, error))
+    if not found:
+        raise failures[0][1]
     if as_json:
-        documents = [recommendation.to_json().rstrip() for _, recommendation in found]
-        sys.stdout.write((documents[0] if len(documents) == 1 else f"[{','.join(documents)}]") + "\n")
-    elif len(found) > 1:
-        show_comparison([(situation.label, recommendation) for situation, recommendation in found])
+        documents = [entry.model_dump(mode="json") for _, entry in found]
+        sys.stdout.write(json.dumps(documents, indent=2) + "\n")
     else:
-        situation, recommendation = found[0]
-        path = situation.keep(recommendation.plan, out)
-        show_recommendation(recommendation, plan_path=path, is_runnable=situation.is_here, explain=explain)
-    if as_json and out is not None:
-        found[0][1].plan.write(out)
+        show_comparison(found, [(label, f"{error.what}; try {error.remedy}") for label, error in failures])

@@ -14,9 +14,14 @@ from planner.contracts.quantities import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from planner.budget import Budget
+    from planner.contracts.report import Report
     from planner.search import Request
 
 _HEADROOM_BYTES = 2**30
+_REMEASURE = (
+    "planner profile again; or --force, which plans by its numbers all the same, and they may be off by as much as the "
+    "machines or versions differ"
+)
 _HOST_HEADROOM_FRAC = 0.85  # of the host's memory that weights may take on a machine nobody looked at
 
 
@@ -60,7 +65,7 @@ class Situation:
             from planner.contracts.cache_folder import cache_folder
 
             folder = cache_folder() / "plans"
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
             out = folder / f"{hashlib.sha256(plan.to_json().encode()).hexdigest()[:12]}.json"
         plan.write(out)
         return out
@@ -141,13 +146,14 @@ def _profile_here(asked: Asked) -> Profile:
     Raises: PlanMismatchError, where it was measured elsewhere; BadInputError, where there is none.
     """
     from profiles import demo_folder
-    from runtime.measure.cache import find_profile
+    from runtime.measure.cache import check_measured_here, find_profile
+    from runtime.measure.machine import machine_fingerprint, versions
     from runtime.measure.profile import profile_key
 
     if asked.profile is not None:
         profile = Profile.read(asked.profile)
         if not asked.force:
-            _check_here(profile)
+            check_measured_here(profile, machine_fingerprint(), versions(), _REMEASURE)
         _check_target(profile, asked.target)
         return profile
     target = asked.target or str(demo_folder("target"))
@@ -162,26 +168,6 @@ def _profile_here(asked: Asked) -> Profile:
             "measured with others; or --machine, to plan from the catalogue",
         )
     return cached
-
-
-def _check_here(profile: Profile) -> None:
-    """Raises: PlanMismatchError, where a profile is of another machine, of other versions, or estimated."""
-    from runtime.measure.machine import machine_fingerprint, versions
-
-    differing = [
-        f"{name} {measured} there and {here} here"
-        for name, here in versions().items()
-        if (measured := profile.versions.get(name, "unknown")) != here
-    ]
-    if profile.machine_fingerprint != machine_fingerprint():
-        differing.insert(0, f"it is of {profile.machine.name}, which is not this machine")
-    if differing:
-        raise PlanMismatchError(
-            "the profile was not measured here and now",
-            why="; ".join(differing),
-            remedy="planner profile again; or --force, which plans by its numbers all the same, and they may be off by "
-            "as much as the machines or versions differ",
-        )
 
 
 def _check_target(profile: Profile, target: str | None) -> None:
@@ -200,15 +186,16 @@ def _with_drafts(profile: Profile, asked: Asked) -> Profile:
     """Only the drafts named, all of them where none is."""
     if not asked.drafts:
         return profile
-    known = {name: draft for draft in profile.drafts for name in (draft.name, Path(draft.name).name)}
-    unknown = [name for name in asked.drafts if name not in known]
+    known = {name: draft for draft in profile.drafts for name in (draft.name, Path(draft.name).name, draft.fingerprint)}
+    asked_names = [_model(name).fingerprint if _is_folder(name) else name for name in asked.drafts]
+    unknown = [given for given, name in zip(asked.drafts, asked_names, strict=True) if name not in known]
     if unknown:
         raise BadInputError(
             f"the profile has no draft {unknown[0]}",
             why=f"it was measured with {', '.join(draft.name for draft in profile.drafts) or 'none'}",
             remedy=f"planner profile {profile.target.name} --draft {unknown[0]}",
         )
-    return profile.model_copy(update={"drafts": tuple(known[name] for name in asked.drafts)})
+    return profile.model_copy(update={"drafts": tuple(known[name] for name in asked_names)})
 
 
 def _request(asked: Asked, profile: Profile, link: LinkChoice, budget: "Budget", device: str) -> "Request":
@@ -218,9 +205,7 @@ def _request(asked: Asked, profile: Profile, link: LinkChoice, budget: "Budget",
     _check_quality(asked.quality_floor, profile)
     error = prior(profile, link)
     if asked.calibrate:
-        from planner.contracts.report import Report
-
-        error = calibrated(error, [Report.read(path) for path in asked.calibrate])
+        error = calibrated(error, [_logged_run(path, profile, link) for path in asked.calibrate])
     request = request_for(
         profile,
         budget,
@@ -239,6 +224,26 @@ def _request(asked: Asked, profile: Profile, link: LinkChoice, budget: "Budget",
         is_sampled=asked.is_sampled,
         error=error,
     )
+
+
+def _logged_run(path: Path, profile: Profile, link: LinkChoice) -> "Report":
+    """A report to calibrate by. Raises: BadInputError, where it says nothing of this target over this kind of link."""
+    from planner.contracts.report import Report
+
+    report = Report.read(path)
+    reasons = {
+        "it is of another target": report.target.fingerprint != profile.target.fingerprint,
+        f"it ran over the link {report.plan.link.kind}": report.plan.link.kind != link.kind,
+        "its plan predicted no speed": report.predicted.generated_tokens_per_s is None,
+    }
+    found = [reason for reason, is_so in reasons.items() if is_so]
+    if found:
+        raise BadInputError(
+            f"{path} cannot calibrate this plan",
+            why="; ".join(found),
+            remedy="name reports of this target and link, whose plans planner recommend wrote",
+        )
+    return report
 
 
 def _check_quality(floor: str, profile: Profile) -> None:
@@ -308,6 +313,12 @@ def _estimated_link(asked: Asked, machine: Machine, target: ModelShape, dtype: D
     word = asked.link or ("cuda" if has_accelerator else "disk")
     free_bytes = int(machine.host_memory_bytes.value * _HOST_HEADROOM_FRAC)
     link = parse_link(word, weights_bytes=target.weights_bytes(dtype), free_host_bytes=free_bytes)
+    if has_accelerator and link.kind == "disk":
+        raise UsageError(
+            f"{machine.name} does not compute over the link disk",
+            why="weights reach its device over cuda, and come from disk before that where host memory is short",
+            remedy="leave --link out, or cap --host-memory",
+        )
     if isinstance(link, CudaLink) and not has_accelerator:
         raise UsageError(f"{machine.name} has no link cuda", why="its device is the CPU", remedy="--link disk")
     return link

@@ -1,17 +1,19 @@
 """The plan of a run that was given none: by a profile named, cached, or measured quickly; or by memory alone."""
 
+import contextlib
 import os
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from planner.contracts.errors import DraftstreamError, PlanMismatchError
+from planner.contracts.errors import DraftstreamError, NoFeasiblePlanError, PlanMismatchError
 from planner.contracts.model_folder import fingerprint, open_model_folder
 from planner.contracts.plan import Dtype, Plan, Workload
 from planner.contracts.profile import Profile
 from runtime.api import Limits, context_for, make_plan, plan_by_profile
 from runtime.hub import model_folder
-from runtime.measure.cache import find_profile
+from runtime.measure.cache import check_measured_here, find_profile
+from runtime.measure.machine import machine_fingerprint, versions
 from runtime.measure.profile import QUICK_SECONDS, ProfileOptions, measure_profile, profile_key
 from runtime.measure.prompts import Prompt
 
@@ -62,7 +64,7 @@ def _profile(wanted: Wanted) -> Profile:
     """The profile named, or the cached one, or a quick one that is measured now."""
     if wanted.profile is not None:
         profile = Profile.read(Path(wanted.profile))
-        _check_is_of(profile, wanted.target)
+        _check_is_of(profile, wanted)
         return profile
     drafts = [] if wanted.draft is None else [wanted.draft]
     cached = find_profile(profile_key(wanted.target, drafts, dtype=wanted.dtype))
@@ -116,16 +118,27 @@ def _plan_by(profile: Profile, wanted: Wanted) -> Plan:
 
 
 def _plan_by_memory(wanted: Wanted) -> Plan:
-    return make_plan(
-        wanted.target,
-        draft=wanted.draft,
-        limits=wanted.limits,
-        context_tokens=_context_tokens(wanted),
-        draft_len=wanted.draft_len or _DEFAULT_DRAFT_LEN,
-        num_slots=wanted.num_slots or _DEFAULT_SLOTS,
-        dtype=wanted.dtype,
-        link=wanted.link,
-    )
+    """A plan without predictions; with a single slot where two do not fit and none were asked for."""
+
+    def planned(num_slots: int) -> Plan:
+        return make_plan(
+            wanted.target,
+            draft=wanted.draft,
+            limits=wanted.limits,
+            context_tokens=_context_tokens(wanted),
+            draft_len=wanted.draft_len or _DEFAULT_DRAFT_LEN,
+            num_slots=num_slots,
+            dtype=wanted.dtype,
+            link=wanted.link,
+        )
+
+    try:
+        return planned(wanted.num_slots or _DEFAULT_SLOTS)
+    except NoFeasiblePlanError as error:
+        if wanted.num_slots is None:
+            with contextlib.suppress(NoFeasiblePlanError):
+                return planned(1)
+        raise error
 
 
 def _context_tokens(wanted: Wanted) -> int:
@@ -136,14 +149,23 @@ def _new_tokens(wanted: Wanted) -> int:
     return max(1, min(wanted.max_tokens, _context_tokens(wanted) - wanted.prompt_tokens))
 
 
-def _check_is_of(profile: Profile, target: str) -> None:
-    actual = fingerprint(open_model_folder(model_folder(target)))
+def _check_is_of(profile: Profile, wanted: Wanted) -> None:
+    """Raises: PlanMismatchError, where the profile is of another target, machine, versions or precision."""
+    actual = fingerprint(open_model_folder(model_folder(wanted.target)))
     if profile.target.fingerprint != actual:
         raise PlanMismatchError(
-            f"the profile is not of {target}",
+            f"the profile is not of {wanted.target}",
             why=f"it was measured with {profile.target.name}",
-            remedy=f"planner profile {target}",
+            remedy=f"planner profile {wanted.target}",
         )
+    if wanted.dtype is not None and wanted.dtype != profile.dtype:
+        raise PlanMismatchError(
+            f"the profile was measured in {profile.dtype}, not in {wanted.dtype}",
+            why="compute and copies take other times in another precision",
+            remedy=f"planner profile {wanted.target} --dtype {wanted.dtype}",
+        )
+    remedy = f"planner profile {wanted.target}, or --profile {MEMORY_ALONE}"
+    check_measured_here(profile, machine_fingerprint(), versions(), remedy)
 
 
 def _say(wanted: Wanted, line: str) -> None:

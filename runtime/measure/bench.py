@@ -104,7 +104,7 @@ class Subject:
     def round_contexts(self) -> tuple[int, ...]:
         """The contexts after which rounds with drafts are measured."""
         base, far = self.base_context_tokens, self.context_tokens * 3 // 4
-        return (base, far) if far >= 4 * base and not self.is_quick else (base,)
+        return (base, far) if far >= 4 * base else (base,)
 
     @property
     def far_contexts(self) -> tuple[int, ...]:

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from planner.contracts.errors import BadInputError, ResourceFailureError
+from planner.contracts.cache_folder import cache_folder
+from planner.contracts.errors import BadInputError, PlanMismatchError, ResourceFailureError
 from planner.contracts.plan import Dtype
 from planner.contracts.profile import Profile
-
-_OWN_VARIABLE, _SHARED_VARIABLE = "DRAFTSTREAM_CACHE", "XDG_CACHE_HOME"
 
 Variant = Literal["full", "quick", "partial"]  # all groups, all of them coarsely, or some of them
 
@@ -35,22 +34,6 @@ class ProfileKey:
         parts = (self.target, *sorted(self.drafts), self.dtype, self.machine, str(self.num_threads))
         text = "\n".join((*parts, *(f"{name} {number}" for name, number in sorted(self.versions.items()))))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def cache_folder() -> Path:
-    """$DRAFTSTREAM_CACHE, else draftstream in $XDG_CACHE_HOME or ~/.cache; made where it is missing.
-
-    Raises: ResourceFailureError, where it cannot be made.
-    """
-    own, shared = os.environ.get(_OWN_VARIABLE), os.environ.get(_SHARED_VARIABLE)
-    folder = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "draftstream"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ResourceFailureError(
-            f"cannot make the cache folder {folder}", why=str(error), remedy=f"set {_OWN_VARIABLE} to a folder of yours"
-        ) from error
-    return folder
 
 
 def profile_path(key: ProfileKey, variant: Variant = "full") -> Path:
@@ -88,6 +71,19 @@ def serves(profile: Profile, key: ProfileKey) -> bool:
         and profile.versions == dict(key.versions)
         and profile.num_threads == key.num_threads
     )
+
+
+def check_measured_here(profile: Profile, machine: str, here: Mapping[str, str], remedy: str) -> None:
+    """Raises: PlanMismatchError, where a profile is of another machine, of other versions, or estimated."""
+    differing = [
+        f"{name} {measured} there and {number} here"
+        for name, number in here.items()
+        if (measured := profile.versions.get(name, "unknown")) != number
+    ]
+    if profile.machine_fingerprint != machine:
+        differing.insert(0, f"it is of {profile.machine.name}, which is not this machine")
+    if differing:
+        raise PlanMismatchError("the profile was not measured here and now", why="; ".join(differing), remedy=remedy)
 
 
 @contextlib.contextmanager

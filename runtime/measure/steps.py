@@ -97,8 +97,7 @@ def _round_steps(bench: Bench) -> Iterator[Step]:
     subject = bench.subject
     base, *far = subject.round_contexts
     plain = partial(_rounds, bench, None, None, base)
-    if bench.twin(None).cached.can_roll_back:
-        yield Step(group="rounds", name=f"plain after {base} tokens", run=plain)
+    yield Step(group="rounds", name=f"plain after {base} tokens", run=plain)
     conditions: list[tuple[str, LinkChoice | None, int]] = [("resident", None, base)]
     conditions += [(f"streamed over {name}", link, base) for name, link in subject.streamed_links.items()]
     conditions += [("resident", None, context) for context in far]

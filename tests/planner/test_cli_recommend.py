@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from made_up import LINK, MB, profile, replaced, request
+from test_compare import PREDICTED, report
 
 from planner.cli import main
 from planner.contracts.plan import Plan
@@ -17,6 +18,8 @@ from planner.render import command_line
 
 LARGE = ("--machine", "rtx-4090", "--target", "llama-3.1-70b", "--draft", "llama-3.2-1b", "--text", "code")
 SMALL = ("--machine", "rtx-4090", "--target", "llama-3.2-3b")
+
+REPORT = report(PREDICTED)
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -42,7 +45,11 @@ def test_the_answer_comes_first_and_the_line_to_paste_last(planner: Run, tmp_pat
     assert (code, err) == (0, "")
     lines = out.rstrip().splitlines()
     assert re.match(r"speculate: \d+\.\d\d tok/s \(P10-P90 \d+\.\d\d-\d+\.\d\d\)", lines[0])
-    assert lines[-1] == f"runtime generate --plan {tmp_path / 'plan.json'} --max-tokens 256 --file prompt.txt"
+    assert re.fullmatch(
+        r"runtime generate -m llama-3.1-70b --device-memory 23552MiB --ctx-size 768 -md llama-3.2-1b --draft-len \d+ "
+        r"--max-tokens 256 --file prompt.txt",
+        lines[-1],
+    )
     positions = [out.index(title) for title in ("why", "runner-up", "where speculation pays", "what more would give")]
     assert positions == sorted(positions)
 
@@ -86,7 +93,7 @@ def test_explain_lists_every_length_and_every_source(planner: Run) -> None:
 
 def test_a_plan_without_a_name_goes_to_the_cache(planner: Run) -> None:
     _, out, _ = planner("recommend", *SMALL)
-    path = Path(out.rstrip().splitlines()[-1].split("--plan ")[1].split(" ")[0])
+    path = Path(out.split("the plan for that machine: ")[1].split(";")[0])
     assert Plan.read(path).target.name == "llama-3.2-3b"
 
 
@@ -109,6 +116,8 @@ def test_a_plan_without_a_name_goes_to_the_cache(planner: Run) -> None:
         (("absent.json",), 3, ("absent.json",)),
         (("absent.json", *SMALL), 2, ("a profile and a machine",)),
         ((*SMALL, "--calibrate", "absent.json"), 3, ("absent.json",)),
+        ((*SMALL, "--link", "disk"), 2, ("does not compute over the link disk",)),
+        ((*SMALL, "--machine", "rtx-5090", "-o", "plan.json"), 2, ("--out holds one plan",)),
     ],
 )
 def test_what_cannot_be_planned_says_what_would(
@@ -177,6 +186,25 @@ def test_a_damaged_profile_is_named(planner: Run, tmp_path: Path) -> None:
     assert Profile.__name__ in err
 
 
-def test_a_plan_path_with_blanks_is_quoted() -> None:
+def test_a_machine_that_cannot_run_it_is_a_line_of_the_comparison(planner: Run) -> None:
+    machines = ("--machine", "h200", "--machine", "rtx-4090")
+    code, out, _ = planner("recommend", *machines, "--target", "llama-3.1-70b", "--resident-only")
+    assert code == 0
+    assert re.search(r"^h200 .* 80/80", out, flags=re.MULTILINE)
+    assert re.search(r"^rtx-4090: llama-3.1-70b does not fit without streaming", out, flags=re.MULTILINE)
+
+
+def test_the_line_to_paste_says_how_the_plan_was_meant() -> None:
     plan = recommend(profile(), replaced(request(80 * MB, link=LINK))).plan
-    assert "--plan 'my plans/plan.json'" in command_line(plan, Path("my plans/plan.json"))
+    line = command_line(plan, Path("my plans/plan.json"), is_sampled=True, num_threads=2)
+    assert line == (
+        "runtime generate --plan 'my plans/plan.json' --max-tokens 64 --temp 1 --threads 2 --file prompt.txt"
+    )
+
+
+def test_a_report_of_another_target_does_not_calibrate(planner: Run, elsewhere: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(REPORT.to_json())
+    sizes = ("--device-memory", "80MB", "--prompt-tokens", "64", "-n", "64", "--link", "emulated:1GB/s")
+    code, _, err = planner("recommend", str(elsewhere), "--force", *sizes, "--calibrate", str(tmp_path / "report.json"))
+    assert code == 3
+    assert "it is of another target" in err

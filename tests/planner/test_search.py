@@ -129,8 +129,16 @@ def test_prices_are_what_more_would_give() -> None:
 
 
 def test_residents_only_says_how_much_is_missing() -> None:
-    with pytest.raises(NoFeasiblePlanError, match=r"does not fit without streaming: .* short"):
+    with pytest.raises(NoFeasiblePlanError, match=r"does not fit without streaming: .* short") as refused:
         rank(profile(), replace(request(TIGHT), resident_only=True))
+    size = int(refused.value.remedy.split("--device-memory ")[1].split("MiB")[0]) * 2**20
+    assert rank(profile(), replace(request(size), resident_only=True)).best.candidate.placement.num_slots == 0
+    with pytest.raises(NoFeasiblePlanError):
+        rank(profile(), replace(request(size - 3 * 2**20), resident_only=True))
+    capped = replace(request(400 * MB).budget, target_bytes=TIGHT)
+    with pytest.raises(NoFeasiblePlanError, match="short") as refused:
+        rank(profile(), replace(request(400 * MB), budget=capped, resident_only=True))
+    assert refused.value.remedy.startswith("--target-memory ")
 
 
 def test_what_cannot_fit_says_by_how_much_and_what_would() -> None:
@@ -150,6 +158,28 @@ def test_a_draft_that_does_not_fit_is_refused_by_name_and_the_rest_is_planned() 
     assert [refusal.draft for refusal in found.refused] == ["large draft"]
     assert "short" in found.refused[0].why
     assert found.answer == "do not speculate"
+
+
+def test_a_draft_length_that_no_table_reaches_is_refused_and_not_a_crash() -> None:
+    made = profile()
+    short = [entry.model_copy(update={"num_tokens": 8}) if entry.unit == "round" else entry for entry in made.compute]
+    asked = replace(request(TIGHT), draft_lens=(40,))  # rounds of 8 tokens were measured, and reach 32
+    found = recommend(made.model_copy(update={"compute": tuple(short)}), asked)
+    assert found.answer == "do not speculate"
+    assert "fewer verified tokens" in found.refused[0].why
+
+
+def test_a_draft_whose_own_context_is_too_short_is_refused() -> None:
+    made = profile(drafts=(DRAFT.model_copy(update={"max_context_tokens": 100}),))
+    found = recommend(made, request(TIGHT))
+    assert "it was made for 100 tokens of context, and 128 are planned" in found.refused[0].why
+
+
+def test_slots_are_as_many_as_were_asked_for() -> None:
+    with pytest.raises(NoFeasiblePlanError, match="short"):
+        rank(profile(), replace(request(30 * MB), slot_counts=(4,), never_speculate=True))
+    asked = replace(request(TIGHT), slot_counts=(4,), never_speculate=True)
+    assert {score.candidate.placement.num_slots for score in rank(profile(), asked).scores} == {4}
 
 
 def test_a_draft_without_recordings_is_refused_and_not_guessed() -> None:

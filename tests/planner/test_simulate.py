@@ -211,7 +211,7 @@ def test_where_lanes_take_turns_the_view_says_what_another_slot_would_give() -> 
     view = view_round(four_layers(copy_s=2, compute_s=1, boundary_s=9), 3.0)
     assert view.binds == "turns"
     assert (view.round_s, view.round_with_another_slot_s) == (15, 13)
-    assert view.busy_s == {"link": 8, "compute": 4, "draft": 9}
+    assert view.busy_s == {"link": 8, "compute": 4, "draft and host": 9}
     assert view.waiting_for_weights_s == 2  # 15 - 4 - 9
     assert view.generated_tokens_per_s == 3 / 15
 

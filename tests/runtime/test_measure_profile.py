@@ -38,7 +38,8 @@ def test_quick_profile_is_complete_and_found_again(tiny_model: TinyModel, tmp_pa
     options = quick(out=out, links=("emulated:1GB/s",))
     profile = measure_profile(target, [draft], options, PROMPTS, lambda progress: steps.append(progress.step))
     assert {entry.link for entry in profile.links} == {"disk:cached", "disk:direct", "host_memory"}
-    assert {row.unit for row in profile.compute} == {"layer", "head_chunk", "pass", "edge", "embedding", "round"}
+    parts = {"layer", "attention", "mlp", "head_chunk"}
+    assert {row.unit for row in profile.compute} == {*parts, "pass", "edge", "embedding", "round"}
     assert {row.num_tokens for row in profile.draft_passes} >= {1, 2}
     assert [recording.domain for recording in profile.acceptance] == ["code", "code", "prose", "prose"]
     assert Profile.read(out) == profile
