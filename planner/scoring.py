@@ -21,11 +21,12 @@ from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import INLINE_BYTES, LinkChoice, Staging, Unit, UnitKind, Workload
 from planner.contracts.profile import Processor, Profile
 from planner.placement import Placement, choose_sources, units_of
-from planner.schedule import Schedule, ScheduleBatch, Step, passes_s, round_times_s
+from planner.schedule import Schedule, ScheduleBatch, Step, passes_s, round_time_s, round_times_s
 from planner.timing import Timing, missing
 
 FloatArray = NDArray[np.float64]
 
+_FEW = 48  # schedules that are faster one by one than as arrays
 _PER_BYTE_PER_S = 1e9  # the load at which slow-downs are read off the tables; they are in proportion to it
 
 
@@ -366,6 +367,9 @@ def rounds_of(terms: Sequence[RoundTerms]) -> FloatArray:
     for num_buffers in {entry.num_staging_buffers for entry in terms}:
         rows = [row for row, entry in enumerate(terms) if entry.num_staging_buffers == num_buffers]
         chosen = [terms[row] for row in rows]
+        if len(chosen) <= _FEW:
+            rounds_s[rows] = [round_time_s(_schedule(entry)) for entry in chosen]
+            continue
         num_units = max(len(entry.compute_s_U) for entry in chosen)
         batch = ScheduleBatch(
             copy_s_BU=_padded([entry.copy_s_U for entry in chosen], num_units),
@@ -378,6 +382,25 @@ def rounds_of(terms: Sequence[RoundTerms]) -> FloatArray:
         )
         rounds_s[rows] = round_times_s(batch)
     return rounds_s
+
+
+def _schedule(terms: RoundTerms) -> Schedule:
+    units = zip(
+        terms.is_streamed_U.tolist(),
+        terms.compute_s_U.tolist(),
+        terms.copy_s_U.tolist(),
+        terms.read_s_U.tolist(),
+        strict=True,
+    )
+    return Schedule(
+        steps=tuple(
+            Step(label="", is_streamed=streamed, compute_s=compute_s, copy_s=copy_s, read_s=read_s)
+            for streamed, compute_s, copy_s, read_s in units
+        ),
+        num_slots=max(1, terms.num_slots),
+        boundary_s=terms.draft_s + terms.host_s,
+        num_staging_buffers=max(1, terms.num_staging_buffers),
+    )
 
 
 def num_rounds(workload: Workload, tokens_per_round: float, round_frac: float) -> float:
