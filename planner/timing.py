@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from planner.contracts.errors import BadInputError
 from planner.contracts.layer_parts import PART_KINDS, DecoderKind
+from planner.contracts.link_text import link_text
 from planner.contracts.model_shape import LayerShape
 from planner.contracts.plan import DiskLink, LinkChoice
 from planner.contracts.profile import (
@@ -169,10 +170,11 @@ class Timing:
         for entry in profile.links:
             self._links[entry.link, entry.loaded][entry.num_bytes] = entry.duration_s.median
         self._units = _by_load(
-            profile.compute, lambda entry: _Unit(entry.unit, entry.index, entry.num_rows, entry.processor)
+            _beside(profile.compute, link),
+            lambda entry: _Unit(entry.unit, entry.index, entry.num_rows, entry.processor),
         )
         self._drafts = _by_load(
-            profile.draft_passes, lambda entry: (entry.fingerprint, entry.processor, entry.is_first)
+            _beside(profile.draft_passes, link), lambda entry: (entry.fingerprint, entry.processor, entry.is_first)
         )
         self._tables: dict[object, LoadedTable] = {}
         first: dict[LayerShape, int] = {}
@@ -392,6 +394,17 @@ def _transfer(points: Mapping[int, float], num_bytes: int) -> float:
     if num_bytes > sizes[-1]:
         return points[sizes[-1]] * num_bytes / sizes[-1]
     return Curve("a copy", points).at(num_bytes)
+
+
+def _beside(entries: Sequence[_Measured], link: LinkChoice) -> list[_Measured]:
+    """The measurements beside idle links, and of the others those beside this link, else its kind, else any.
+
+    What copies cost the compute beside them depends on who makes them, not on their rate alone.
+    """
+    own = link_text(link)
+    named = {entry.load_link for entry in entries if entry.load_link is not None}
+    alike = {name for name in named if name == own} or {name for name in named if name.split(":")[0] == link.kind}
+    return [entry for entry in entries if entry.load_bytes_per_s == 0 or not alike or entry.load_link in alike]
 
 
 def _by_load(entries: Iterable[_Measured], key: Callable[[_Measured], _Key]) -> dict[_Key, _ByLoad]:

@@ -64,6 +64,7 @@ class ComputeMeasurement(Contract):
     num_rows: int | None = Field(default=None, gt=0)
     processor: Processor = "device"
     load_bytes_per_s: float = Field(default=0.0, ge=0)
+    load_link: str | None = None  # as on the command line; None: nothing was copied, or it is not known over what
     num_tokens: int = Field(gt=0)
     context_tokens: int = Field(ge=0)
     duration_s: Spread
@@ -79,6 +80,7 @@ class DraftMeasurement(Contract):
     is_first: bool = False
     processor: Processor = "device"
     load_bytes_per_s: float = Field(default=0.0, ge=0)
+    load_link: str | None = None  # as on the command line; None: nothing was copied, or it is not known over what
     num_tokens: int = Field(gt=0)
     context_tokens: int = Field(ge=0)
     duration_s: Spread

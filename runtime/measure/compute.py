@@ -203,6 +203,7 @@ def compute_table(
             unit="pass",
             processor=processor,
             load_bytes_per_s=0.0 if twin.link is None else _load_bytes_per_s(taken),
+            load_link=twin.link_text,
             num_tokens=num_tokens,
             context_tokens=context_tokens,
             duration_s=spread([entry.rest_s for entry in taken]),
@@ -231,6 +232,7 @@ def edge_rows(
                 unit="embedding",
                 processor="host",
                 load_bytes_per_s=_load_bytes_per_s(taken),
+                load_link=twin.link_text,
                 num_tokens=num_tokens,
                 context_tokens=context_tokens,
                 duration_s=spread(gathering_s),
@@ -243,6 +245,7 @@ def edge_rows(
     edge = ComputeMeasurement(
         unit="edge",
         load_bytes_per_s=_load_bytes_per_s(samples[least_tokens]),
+        load_link=twin.link_text,
         num_tokens=least_tokens,
         context_tokens=context_tokens,
         duration_s=spread(edges_s),

@@ -149,7 +149,7 @@ def measure_rounds(
     copied_bytes = twin.streamed.times().copied_bytes - before.copied_bytes
     load = 0.0 if twin.link is None else copied_bytes / (time.perf_counter() - started_s)
     draft_passes = [
-        _draft_row(draft, num_tokens, context_tokens, taken, load, is_first=is_first)
+        _draft_row(draft, num_tokens, context_tokens, taken, load, link=twin.link_text, is_first=is_first)
         for (num_tokens, is_first), taken in sorted(passes_s.items())
         if draft is not None
     ]
@@ -157,6 +157,7 @@ def measure_rounds(
         ComputeMeasurement(
             unit="round",
             load_bytes_per_s=load,
+            load_link=twin.link_text,
             num_tokens=num_tokens,
             context_tokens=context_tokens,
             duration_s=spread(taken),
@@ -265,12 +266,14 @@ def _draft_row(
     durations_s: Sequence[float],
     load: float,
     *,
+    link: str | None = None,
     is_first: bool = False,
 ) -> DraftMeasurement:
     return DraftMeasurement(
         fingerprint=draft.fingerprint,
         is_first=is_first,
         load_bytes_per_s=load,
+        load_link=link,
         num_tokens=num_tokens,
         context_tokens=context_tokens,
         duration_s=spread(durations_s),

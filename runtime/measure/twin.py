@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from planner.contracts.link_text import link_text
 from planner.contracts.model_folder import ModelFolder
 from planner.contracts.model_shape import LayerShape, ModelShape, align
 from planner.contracts.performance import Performance
@@ -88,6 +89,11 @@ class Twin:
     def device(self) -> torch.device:
         """Where it computes."""
         return self.streamed.link.device
+
+    @property
+    def link_text(self) -> str | None:
+        """The link as on the command line; None where nothing is copied."""
+        return None if self.link is None else link_text(self.link)
 
     def rewind_to(self, num_tokens: int) -> None:
         """Forget all but the first tokens; a model that cannot roll back forgets them all."""

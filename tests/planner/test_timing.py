@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from made_up import DRAFT, MB, TOKENS, layer_s, profile, spread
 
 from planner.contracts.errors import BadInputError
-from planner.contracts.plan import CudaLink, DiskLink, EmulatedLink
+from planner.contracts.plan import CudaLink, DiskLink, EmulatedLink, LinkChoice
 from planner.contracts.profile import ComputeMeasurement, LinkMeasurement
 from planner.timing import ComputeTable, Curve, LoadedTable, Timing, spread_frac
 
@@ -163,3 +163,29 @@ def test_what_only_happens_beside_copies_is_as_measured_at_every_size() -> None:
     # Each width was measured at a load of its own; none of them is the table of an idle link.
     table = LoadedTable("embedding 0", {2e9: {(1, 0): 1.0}, 1e9: {(8, 0): 2.0}, 5e8: {(64, 0): 9.0}})
     assert [table.at(size, 0, 3e9) for size in (1, 8, 64)] == [1.0, 2.0, 9.0]
+
+
+def test_what_copies_cost_is_read_beside_the_plans_own_link_first() -> None:
+    alone = ComputeMeasurement(unit="layer", num_tokens=1, context_tokens=0, duration_s=spread(1.0))
+
+    def beside(link: str, load: float, duration_s: float) -> ComputeMeasurement:
+        changes = {"load_bytes_per_s": load, "load_link": link, "duration_s": spread(duration_s)}
+        return alone.model_copy(update=changes)
+
+    # Per GB/s: 0.1 more beside the disk, 0.4 and 0.6 beside emulated links of 2 and 4 GB/s.
+    rows = (
+        alone,
+        beside("disk:cached", 1e9, 1.1),
+        beside("emulated:2GB/s", 2e9, 1.8),
+        beside("emulated:4GB/s", 4e9, 3.4),
+    )
+
+    def slowed(link: LinkChoice) -> float:
+        return Timing(profile(compute=rows), link).layer_s(0, 1, 0, 1e9)
+
+    assert slowed(EmulatedLink(bytes_per_s=4e9)) == pytest.approx(1.6)
+    assert slowed(DiskLink(mode="cached")) == pytest.approx(1.1)
+    # Another of its kind: least squares through both, (2 x 0.8 + 4 x 2.4) / (4 + 16) = 0.56
+    assert slowed(EmulatedLink(bytes_per_s=3e9)) == pytest.approx(1.56)
+    # Of no kind that was measured: through all three, (0.1 + 1.6 + 9.6) / 21
+    assert slowed(CudaLink()) == pytest.approx(1 + 11.3 / 21)
