@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PARALLEL := --numprocesses auto --dist loadfile
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 PROMPT := profiles/demo/prompt.py.txt
 
 .PHONY: demo test check clean
