@@ -47,7 +47,7 @@ class Setting:
     domain: str
     probability: float | None = None
     prompt_tokens: int = 64
-    new_tokens: int = 96
+    new_tokens: int = 256
     num_requests: int = 1
 
     @property

@@ -148,7 +148,7 @@ def _summary(measured: Profile) -> Iterator[str]:
     yield from _drafts(measured)
     yield from _acceptance(measured)
     if measured.drift_frac is not None:
-        yield f"drift: {measured.drift_frac:.1%} from start to end"
+        yield f"drift: the machine was at most {measured.drift_frac:.1%} slower than at its best"
     yield from (f"note: {note}" for note in measured.notes)
 
 

@@ -1,5 +1,9 @@
 """Every error a user can cause or meet, each with its exit code: what went wrong, why, and what to try."""
 
+from collections.abc import Callable
+from functools import partial
+from typing import Self
+
 
 class DraftstreamError(ValueError):
     """An error that is reported to the user in three lines; the exit code is that of the class."""
@@ -11,6 +15,10 @@ class DraftstreamError(ValueError):
         self.what = what
         self.why = why
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
+        """How it crosses between processes."""
+        return partial(type(self), why=self.why, remedy=self.remedy), (self.what,)
 
 
 class UsageError(DraftstreamError):

@@ -142,5 +142,5 @@ class Profile(ContractFile):
     memory: tuple[MemoryMeasurement, ...] = ()
     acceptance: tuple[AcceptanceRecording, ...] = ()
     curves: tuple[AcceptanceCurve, ...] = ()
-    drift_frac: float | None = Field(default=None, ge=0)  # of the sentinel, between the start and the end
+    drift_frac: float | None = Field(default=None, ge=0)  # of the sentinel above its best, by the worst step
     notes: tuple[str, ...] = ()

@@ -3,10 +3,15 @@
 import contextlib
 import os
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
-from planner.contracts.errors import DraftstreamError, NoFeasiblePlanError, PlanMismatchError
+import torch
+
+from planner.contracts.errors import DraftstreamError, NoFeasiblePlanError, PlanMismatchError, ResourceFailureError
 from planner.contracts.model_folder import fingerprint, open_model_folder
 from planner.contracts.plan import Dtype, Plan, Workload
 from planner.contracts.profile import Profile
@@ -80,10 +85,27 @@ def _profile(wanted: Wanted) -> Profile:
 
     is_demo = wanted.target == str(demo_folder("target"))
     texts = heldout_texts("profile") if is_demo else domain_prompts()
-    options = ProfileOptions(dtype=wanted.dtype, is_quick=True, is_forced=True, prompt_tokens=96, new_tokens=96)
-    return measure_profile(
-        wanted.target, drafts, options, [Prompt(domain=entry.domain, text=entry.text) for entry in texts]
+    prompts = [Prompt(domain=entry.domain, text=entry.text) for entry in texts]
+    return _measured_apart(wanted, drafts, prompts)
+
+
+def _measured_apart(wanted: Wanted, drafts: list[str], prompts: list[Prompt]) -> Profile:
+    """A quick profile, measured in a process of its own: what measuring leaves in memory would count as the run's."""
+    options = ProfileOptions(
+        dtype=wanted.dtype,
+        num_threads=torch.get_num_threads(),
+        is_quick=True,
+        is_forced=True,
+        prompt_tokens=96,
+        new_tokens=96,
     )
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        try:
+            return pool.submit(measure_profile, wanted.target, drafts, options, prompts).result()
+        except BrokenProcessPool as error:
+            raise ResourceFailureError(
+                "measuring was cut off", why=str(error), remedy="free some memory, or plan with --profile none"
+            ) from error
 
 
 def _plan_by(profile: Profile, wanted: Wanted) -> Plan:

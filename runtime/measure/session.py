@@ -1,11 +1,12 @@
 """A session takes named steps under a deadline and a journal, and watches whether the machine stays what it was.
 
-The sentinel is one fixed measurement, repeated between the groups of steps. Where it drifts, the group is taken again
-once; where the machine is another one by the end, the run is rejected.
+The sentinel is one fixed measurement, taken between the steps. A step counts as disturbed by as much as the sentinel
+right before or after it exceeds its best; at the end the most disturbed steps are taken again while there is time, and
+where even the rest is too far off, the run is rejected.
 """
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ from runtime.measure.journal import Findings, Journal
 Group = Literal["links", "compute", "rounds", "memory", "acceptance"]
 
 GROUPS: tuple[Group, ...] = ("links", "compute", "rounds", "memory", "acceptance")
-MOST_DRIFT_FRAC = 0.03
+MOST_DRIFT_FRAC = 0.05  # beyond, a step is taken again
 REJECTED_DRIFT_FRAC = 0.25
 
 _TIMED: tuple[Group, ...] = ("links", "compute", "rounds")
@@ -56,9 +57,6 @@ class Outcome:
     is_complete: bool
 
 
-_REPEATING_FRAC = 0.5  # of the time, after which no disturbed group is taken again
-
-
 class Session:
     """Takes steps group by group. `sentinel` returns seconds of a few fixed pieces of work."""
 
@@ -80,84 +78,109 @@ class Session:
         self._is_quick = is_quick
         self._on_progress = on_progress
         self._now_s = now_s
-        self._repeat_until_s = now_s() + _REPEATING_FRAC * (stop_at_s - now_s())
-        self._notes: list[str] = []
+        self._took_s: dict[str, float] = {}  # by step
         self._num_done = self._num_steps = 0
 
     def run(self, steps: Sequence[Step], *, is_forced: bool = False) -> Outcome:
-        """Take the steps that the journal does not hold yet.
+        """Take the steps that the journal does not hold yet, and once more those that were disturbed.
 
         Raises: ResourceFailureError, where the machine drifted beyond use, unless forced.
         """
-        wanted = [step for step in steps if step.group in self._only]
+        wanted = [step for group in GROUPS for step in steps if step.group == group and group in self._only]
         self._num_done, self._num_steps = 0, len(wanted)
-        self._note_left_out(steps)
-        if _SENTINEL not in self._journal.found:
-            self._journal.add(_SENTINEL, Findings(sentinel_s=self._sentinel()))
-        for group in GROUPS:
-            self._run_group(group, [step for step in wanted if step.group == group])
-        drift_frac = self._drift_frac()
+        self._take(wanted)
+        if not self._is_quick:
+            self._repeat_disturbed(wanted)
+        drifts = self._drifts(wanted)
+        drift_frac = max(drifts.values(), default=0.0)
         if drift_frac > REJECTED_DRIFT_FRAC and not is_forced:
-            for name in (_SENTINEL, *(step.name for step in wanted if step.group in _TIMED)):
-                self._journal.drop(name)
+            for name, drift in drifts.items():
+                if drift > MOST_DRIFT_FRAC:
+                    self._journal.drop(name)
             raise ResourceFailureError(
                 "the machine was too unsteady to be measured",
-                why=f"the same work took {drift_frac:.0%} more or less at the end than at the start",
+                why=f"the same work took {drift_frac:.0%} more at some times than at others",
                 remedy="try again when nothing else runs, or keep the result as it is with --force",
             )
         found = self._journal.found
         return Outcome(
             findings=tuple(found[step.name] for step in wanted if step.name in found),
-            notes=tuple(self._notes),
+            notes=tuple(self._notes(steps, wanted, drifts)),
             drift_frac=drift_frac,
             is_complete=all(step.name in found for step in wanted),
         )
 
-    def _run_group(self, group: Group, steps: list[Step]) -> None:
-        started_s, num_before = self._now_s(), self._num_done
-        num_taken = self._take(steps)
-        if num_taken and group in _TIMED:
-            drift_frac = self._drift_frac()
-            took_s = self._now_s() - started_s
-            if drift_frac > MOST_DRIFT_FRAC and self._may_repeat(took_s):
-                for step in steps:
-                    self._journal.drop(step.name)
-                self._num_done = num_before
-                self._take(steps)
-                drift_frac = self._drift_frac()
-            if drift_frac > MOST_DRIFT_FRAC:
-                self._notes.append(f"{group}: the machine drifted by {drift_frac:.1%} meanwhile")
-        missing = [step for step in steps if step.name not in self._journal.found]
-        if missing:
-            self._notes.append(f"{group}: {len(missing)} of {len(steps)} steps not measured for lack of time")
-
-    def _take(self, steps: list[Step]) -> int:
-        """Take what the journal lacks, until the deadline; returns how many steps were taken."""
-        num_taken = 0
+    def _take(self, steps: Sequence[Step]) -> None:
+        """Take what the journal lacks, until the deadline."""
+        before_s: tuple[float, ...] | None = None
         for step in steps:
             if step.name not in self._journal.found and self._now_s() < self._stop_at_s:
-                self._on_progress(
-                    Progress(group=step.group, step=step.name, num_done=self._num_done, num_steps=self._num_steps)
-                )
-                findings = step.run()
-                num_taken += 1
-                if findings != Findings() or self._now_s() < self._stop_at_s:  # not one that the deadline cut off
-                    self._journal.add(step.name, findings)
+                before_s = self._take_one(step, before_s)
             self._num_done += 1
-        return num_taken
 
-    def _may_repeat(self, took_s: float) -> bool:
-        """Whether a group may be taken again: not where that would leave the others too little time."""
-        return not self._is_quick and self._now_s() + took_s < self._repeat_until_s
+    def _take_one(self, step: Step, before_s: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        """Take a step between two sentinels, of which the first may be that after the last step; returns the second."""
+        self._on_progress(
+            Progress(group=step.group, step=step.name, num_done=self._num_done, num_steps=self._num_steps)
+        )
+        is_timed = step.group in _TIMED
+        if is_timed and before_s is None:
+            before_s = self._sentinel()
+        started_s = self._now_s()
+        findings = step.run()
+        self._took_s[step.name] = self._now_s() - started_s
+        if findings == Findings() and self._now_s() >= self._stop_at_s:
+            return None  # the deadline cut it off
+        if not is_timed or before_s is None:
+            self._journal.add(step.name, findings)
+            return None
+        after_s = self._sentinel()
+        slower_s = tuple(map(max, before_s, after_s))
+        faster_s = tuple(map(min, before_s, after_s))
+        earlier = self._journal.found.get(step.name)
+        if earlier is None or self._disturbance(slower_s) < self._disturbance(earlier.sentinel_s):
+            self._journal.add(step.name, findings.model_copy(update={"sentinel_s": slower_s}))
+        self._journal.add(_SENTINEL, Findings(sentinel_s=self._best_s(faster_s)))
+        return after_s
 
-    def _drift_frac(self) -> float:
-        """By how much the sentinel differs from the first one, at the most over its parts."""
-        first = self._journal.found[_SENTINEL].sentinel_s
-        return max(abs(now / then - 1) for now, then in zip(self._sentinel(), first, strict=True))
+    def _repeat_disturbed(self, steps: Sequence[Step]) -> None:
+        """Take the most disturbed step again and again, as long as there is one and time for it."""
+        by_name = {step.name: step for step in steps}
+        while True:
+            drifts = {name: drift for name, drift in self._drifts(steps).items() if drift > MOST_DRIFT_FRAC}
+            in_time = [name for name in drifts if self._now_s() + self._took_s.get(name, 0.0) < self._stop_at_s]
+            if not in_time:
+                return
+            self._take_one(by_name[max(in_time, key=lambda name: drifts[name])], None)
 
-    def _note_left_out(self, steps: Sequence[Step]) -> None:
+    def _drifts(self, steps: Sequence[Step]) -> dict[str, float]:
+        """By how much each timed step was disturbed."""
+        found = self._journal.found
+        return {
+            step.name: self._disturbance(found[step.name].sentinel_s)
+            for step in steps
+            if step.group in _TIMED and step.name in found
+        }
+
+    def _disturbance(self, sentinel_s: tuple[float, ...]) -> float:
+        """By how much a sentinel exceeds the best one, at the most over its parts."""
+        return max((now / best - 1 for now, best in zip(sentinel_s, self._best_s(sentinel_s), strict=True)), default=0)
+
+    def _best_s(self, sentinel_s: tuple[float, ...]) -> tuple[float, ...]:
+        """Each part of the sentinel at its best, this one included."""
+        best = self._journal.found.get(_SENTINEL)
+        return sentinel_s if best is None else tuple(map(min, sentinel_s, best.sentinel_s))
+
+    def _notes(self, steps: Sequence[Step], wanted: Sequence[Step], drifts: dict[str, float]) -> Iterator[str]:
         for group in GROUPS:
+            names = [step.name for step in wanted if step.group == group]
+            missing = [name for name in names if name not in self._journal.found]
+            drift_frac = max((drifts.get(name, 0.0) for name in names), default=0.0)
             if group not in self._only:
-                self._notes.append(f"{group}: not measured, left out by --only")
+                yield f"{group}: not measured, left out by --only"
             elif not any(step.group == group for step in steps):
-                self._notes.append(f"{group}: not measured, {_WHY_NO_STEPS.get(group, 'there is nothing to take')}")
+                yield f"{group}: not measured, {_WHY_NO_STEPS.get(group, 'there is nothing to take')}"
+            if drift_frac > MOST_DRIFT_FRAC:
+                yield f"{group}: the machine was up to {drift_frac:.1%} slower at times"
+            if missing:
+                yield f"{group}: {len(missing)} of {len(names)} steps not measured for lack of time"

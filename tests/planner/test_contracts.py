@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import resource
 import signal
 import stat
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from planner.contracts.base import MAX_FILE_BYTES, ContractFile, write_atomically
-from planner.contracts.errors import BadInputError, ResourceFailureError, UsageError
+from planner.contracts.errors import BadInputError, NoFeasiblePlanError, ResourceFailureError, UsageError
 from planner.contracts.machine import Machine, MachineDevice, MachineLink, Quantity
 from planner.contracts.model_shape import LayerShape, ModelShape, TensorGroup
 from planner.contracts.performance import LinkSplit, Performance, RoundSplit
@@ -793,3 +794,10 @@ def test_draft_and_link_are_told_apart_by_their_kind_alone() -> None:
     drafts: TypeAdapter[Draft] = TypeAdapter(Draft)
     for draft in DRAFTS:
         assert drafts.validate_python(draft.model_dump()) == draft
+
+
+def test_error_crosses_between_processes() -> None:
+    error = NoFeasiblePlanError("it does not fit", why="it is too large", remedy="a smaller one")
+    arrived = pickle.loads(pickle.dumps(error))
+    assert type(arrived) is NoFeasiblePlanError
+    assert (arrived.what, arrived.why, arrived.remedy) == (error.what, error.why, error.remedy)

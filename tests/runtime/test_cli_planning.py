@@ -136,7 +136,7 @@ def test_model_that_cannot_be_profiled_is_planned_by_memory_and_the_reason_is_sa
     def fail(*_: object, **__: object) -> Profile:
         raise ResourceFailureError("the disk is full", why="no space", remedy="delete something")
 
-    monkeypatch.setattr("runtime.cli.planning.measure_profile", fail)
+    monkeypatch.setattr("runtime.cli.planning._measured_apart", fail)
     code, report, err = generate("-m", str(tiny_model("phi3")))
     assert code == 0
     assert report is not None
