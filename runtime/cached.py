@@ -56,6 +56,20 @@ class CachedModel:
         check_finite(logits_RV)
         return logits_RV
 
+    def forward_tree(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """Append nodes of a tree that hangs on the sequence, and return the logits (T, V) after each of them.
+
+        May be called again to let the same tree grow: `parents` are indices of nodes in the order in which they were
+        fed since the tree began, or ROOT for the last token of the sequence. `keep_path` ends the tree.
+
+        Raises: SelfCheckError, where a logit is not a number.
+        """
+        raise NotImplementedError
+
+    def keep_path(self, path: Sequence[int]) -> None:
+        """Make these nodes, each the child of the one before, part of the sequence, and forget the others."""
+        raise NotImplementedError
+
     def drop(self, num_tokens: int) -> None:
         """Forget the last tokens."""
         self._cache.drop(num_tokens)

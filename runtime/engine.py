@@ -103,18 +103,18 @@ class Engine:
             ),
         )
 
-    def drafter(self, sampling: Sampling) -> tuple[Drafter | None, int]:
-        """The plan's drafter for one request, and its draft length."""
+    def drafter(self, sampling: Sampling) -> Drafter | None:
+        """The plan's drafter for one request."""
         if self.draft is None or not isinstance(self.plan.draft, ChainDraft):
-            return None, 0
-        drafter = self.make_chain_drafter(
+            return None
+        return self.make_chain_drafter(
             self.draft,
             sampling.settings,
             sampling.uniforms,
             vocab_size=self.target.streamed.vocab_size,
             chunk_tokens=self.plan.prefill_chunk_tokens,
+            draft_len=self.plan.draft.draft_len,
         )
-        return drafter, self.plan.draft.draft_len
 
     def close(self) -> None:
         """End all threads and give back memory and files."""
@@ -194,7 +194,7 @@ class Generation:
     def _decode(self, first: int) -> Iterator[Token]:
         """The first token, then rounds, until something ends the text."""
         engine, request, record = self._engine, self._request, self._record
-        drafter, draft_len = engine.drafter(self._sampling)
+        drafter = engine.drafter(self._sampling)
         context = [*self._prompt, first]
         yield from self._emit((first,))
         if self._is_finished():
@@ -204,7 +204,6 @@ class Generation:
             drafter,
             context,
             self._sampling,
-            draft_len=draft_len,
             max_tokens=request.max_tokens - 1,
             clock=RoundClock(engine.trace),
         ):

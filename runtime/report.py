@@ -69,10 +69,10 @@ def survival(rounds: Sequence[Round]) -> tuple[float, ...]:
 
     Position i is judged over the rounds that drafted so many: the last rounds of a run are clipped.
     """
-    longest = max((entry.num_draft_tokens for entry in rounds), default=0)
+    longest = max((entry.draft_depth for entry in rounds), default=0)
     shares = []
     for position in range(1, longest + 1):
-        judged = [entry for entry in rounds if entry.num_draft_tokens >= position]
+        judged = [entry for entry in rounds if entry.draft_depth >= position]
         shares.append(sum(entry.num_accepted_tokens >= position for entry in judged) / len(judged))
     return tuple(shares)
 
@@ -99,7 +99,10 @@ def _measured(plan: Plan, record: RunRecord, speed: float | None) -> Performance
 def _as_record(entry: Round) -> RoundRecord:
     return RoundRecord(
         num_draft_tokens=entry.num_draft_tokens,
+        draft_depth=entry.draft_depth,
+        num_ngram_tokens=entry.num_ngram_tokens,
         num_accepted_tokens=entry.num_accepted_tokens,
+        num_accepted_ngram_tokens=entry.num_accepted_ngram_tokens,
         num_emitted_tokens=len(entry.tokens),
         compute=entry.compute,
         link=entry.link,

@@ -1,76 +1,99 @@
-"""How many drafted tokens the target accepts, and the token that it adds itself: greedy and sampled, for one chain.
+"""Which drafted tokens the target accepts, and the token that it adds itself: greedy and sampled, for
+trees and for chains.
 
 Pure functions of tensors and of uniforms that the caller draws. Whatever the draft, greedy output is the target's
 greedy output and sampled output has the target's distribution, provided that each drafted token was drawn from the
-very row that is passed here. Not covered: trees.
+very row that the proposal names.
 
-Shapes: T = K + 1 target rows, K drafted tokens, V vocabulary (a padded draft's may differ from the target's).
+Shapes: T = N + 1 target rows (the root's, then one per node), N drafted nodes, R rows drawn from, V vocabulary (a padded
+draft's may differ from the target's).
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from planner.contracts.errors import SelfCheckError
+from runtime.proposal import ROOT, Proposal, Verdict
 from runtime.sampling import draw_token
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A round's result: how many drafted tokens stay, and the target's own token after them.
-
-    `next_token` is the bonus if all were accepted, else the correction of the first rejected one.
-    """
-
-    num_accepted: int
-    next_token: int
-
-
-def verify_greedy(target_logits_TV: Tensor, draft_tokens: Sequence[int]) -> Verdict:
-    """The longest prefix in which draft token i is the argmax of row i, and the argmax of the row after it.
+def verify_greedy(target_logits_TV: Tensor, proposal: Proposal) -> Verdict:
+    """From the root on, the child that is the argmax of its parent's row; then the argmax of the last one's row.
 
     Of equal logits the first is the largest, as in `torch.argmax`. One transfer from the device.
     """
-    assert target_logits_TV.shape[0] == len(draft_tokens) + 1, "one row per draft token and one for the bonus"
+    assert target_logits_TV.shape[0] == len(proposal.tokens) + 1, "one row for the root and one per node"
     target_tokens: list[int] = target_logits_TV.argmax(dim=-1).tolist()
-    num_accepted = 0
-    while num_accepted < len(draft_tokens) and draft_tokens[num_accepted] == target_tokens[num_accepted]:
-        num_accepted += 1
-    return Verdict(num_accepted, target_tokens[num_accepted])
+    path: list[int] = []
+    node: int | None = ROOT
+    while node is not None:
+        wanted = target_tokens[node + 1]
+        node = next((child for child in proposal.children.get(node, ()) if proposal.tokens[child] == wanted), None)
+        if node is not None:
+            path.append(node)
+    return Verdict(tuple(path), wanted)
 
 
-def verify_sampled(
-    target_probs_TV: Tensor, draft_probs_KV: Tensor, draft_tokens: Sequence[int], uniforms: Sequence[float]
-) -> Verdict:
-    """Exact rejection sampling: the emitted tokens have the target's distribution, whatever the draft's.
+def verify_sampled(target_probs_TV: Tensor, proposal: Proposal, uniforms: Sequence[float]) -> Verdict:
+    """Exact rejection sampling down a tree: emitted tokens have the target's distribution, whatever the draft's.
 
-    Draft token x is accepted if u * q(x) < p(x); the first rejected one is replaced by a draw from
-    `residual_probs`; after K acceptances the bonus is drawn from row K. Rows sum to one up to their rounding.
-    `uniforms` are K + 1: one per test, and the last for the final draw. The draft's vocabulary may be narrower
-    (its missing tokens have probability 0) or wider (its surplus tokens must not have been proposed).
+    The children of a node are tried in turn. Child x, drawn from q, is accepted if u * q(x) < p(x); if not, p becomes
+    `residual_probs(p, q)` for the next one, whose q has the tokens of its earlier siblings taken out. A token that
+    nobody drew has a q of 1 on itself. After the last child the token is drawn from what p has become. Rows sum to one
+    up to their rounding. `uniforms` are N + 1: that of node i's test, and the last for the final draw.
 
-    Source: Leviathan, Kalman, Matias 2022 (arXiv 2211.17192), algorithm 1 and appendix A.1.
+    Source: Leviathan, Kalman, Matias 2022 (arXiv 2211.17192); several candidates without replacement as in Miao et al.
+    2023 (SpecInfer, arXiv 2305.09781, algorithm 2) and Chen et al. 2024 (Sequoia, arXiv 2402.12374, section 3.2).
     """
-    num_draft_tokens = len(draft_tokens)
-    assert target_probs_TV.shape[0] == num_draft_tokens + 1, "one row per draft token and one for the bonus"
-    assert draft_probs_KV.shape[0] == num_draft_tokens, "one draft row per draft token"
-    assert len(uniforms) == num_draft_tokens + 1, "one uniform per draft token and one for the final draw"
-    vocabulary = min(target_probs_TV.shape[-1], draft_probs_KV.shape[-1])
-    assert all(0 <= token < vocabulary for token in draft_tokens), "a drafted token is outside a vocabulary"
+    assert target_probs_TV.shape[0] == len(proposal.tokens) + 1, "one row for the root and one per node"
+    assert len(uniforms) == len(proposal.tokens) + 1, "one uniform per node and one for the final draw"
+    path: list[int] = []
+    node, target_V = ROOT, target_probs_TV[0]
+    while True:
+        accepted, target_V = _accepted_child(target_V, proposal, proposal.children.get(node, ()), uniforms)
+        if accepted is None:
+            return Verdict(tuple(path), draw_token(target_V, uniforms[-1]))
+        path.append(accepted)
+        node, target_V = accepted, target_probs_TV[accepted + 1]
 
-    num_accepted = 0
-    for target_prob, draft_prob in _drafted_probs(target_probs_TV, draft_probs_KV, draft_tokens):
-        assert draft_prob > 0, "a drafted token was not drawn from the draft row given with it"
-        # Strict, so that a token of target probability 0 is rejected even by a uniform of 0.
-        if not uniforms[num_accepted] * draft_prob < target_prob:
-            rejected_V = residual_probs(target_probs_TV[num_accepted], draft_probs_KV[num_accepted])
-            return Verdict(num_accepted, draw_token(rejected_V, uniforms[-1]))
-        num_accepted += 1
-    return Verdict(num_accepted, draw_token(target_probs_TV[-1], uniforms[-1]))
+
+def _accepted_child(
+    target_V: Tensor, proposal: Proposal, children: Sequence[int], uniforms: Sequence[float]
+) -> tuple[int | None, Tensor]:
+    """The first child that is accepted, and what the target's row has become after those that were not."""
+    vocab_size = target_V.shape[-1]
+    for rank, child in enumerate(children):
+        token = proposal.tokens[child]
+        assert 0 <= token < vocab_size, "a drafted token is outside the target's vocabulary"
+        earlier = [proposal.tokens[sibling] for sibling in children[:rank]]
+        draft_V = draft_row(proposal, child, earlier, vocab_size)
+        # One transfer; strict, so that a token of target probability 0 is rejected even by a uniform of 0.
+        target_prob, draft_prob = torch.stack([target_V[token].double().cpu(), draft_V[token].double().cpu()]).tolist()
+        assert draft_prob > 0, "a drafted token was not drawn from the row given with it"
+        if uniforms[child] * draft_prob < target_prob:
+            return child, target_V
+        target_V = residual_probs(target_V, draft_V)
+    return None, target_V
+
+
+def draft_row(proposal: Proposal, node: int, earlier_siblings: Sequence[int], vocab_size: int) -> Tensor:
+    """The row (V) that a node was drawn from, its earlier siblings' tokens taken out; 1 on a token not drawn."""
+    row = proposal.row_of[node] if proposal.row_of else None
+    if row is None or proposal.rows_RV is None:
+        return functional.one_hot(torch.tensor(proposal.tokens[node]), vocab_size).double()
+    return without(proposal.rows_RV[row], earlier_siblings)
+
+
+def without(row_V: Tensor, tokens: Sequence[int]) -> Tensor:
+    """A row of probabilities with some tokens taken out, normalised again; the row itself where there are none."""
+    if not tokens:
+        return row_V
+    rest_V = row_V.double().index_fill(0, torch.tensor(tokens, device=row_V.device), 0.0)
+    return rest_V / rest_V.sum()
 
 
 def residual_probs(target_probs_V: Tensor, draft_probs_V: Tensor) -> Tensor:
@@ -102,16 +125,3 @@ def check_finite(logits_TV: Tensor) -> None:
                 why=f"it has {found.get(row_maximum, 'NaN among its logits')}",
                 remedy="check the checkpoint for damage, or load it in bfloat16 or float32 if it runs in float16",
             )
-
-
-def _drafted_probs(
-    target_probs_TV: Tensor, draft_probs_KV: Tensor, draft_tokens: Sequence[int]
-) -> list[tuple[float, float]]:
-    """(p, q) of each drafted token, in one transfer where both lie on the same device."""
-    tokens_K1 = torch.tensor(draft_tokens, dtype=torch.long).unsqueeze(-1)
-    target_K = target_probs_TV[: len(draft_tokens)].gather(-1, tokens_K1.to(target_probs_TV.device)).squeeze(-1)
-    draft_K = draft_probs_KV.gather(-1, tokens_K1.to(draft_probs_KV.device)).squeeze(-1)
-    pairs: list[tuple[float, float]] = torch.stack(
-        [target_K.double(), draft_K.to(target_K.device).double()], -1
-    ).tolist()
-    return pairs

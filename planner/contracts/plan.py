@@ -18,7 +18,8 @@ Placement = Literal["resident", "streamed", "host", "routed"]
 Codec = Literal["raw", "bf12", "q8", "nf4"]
 
 DTYPE_BYTES: dict[Dtype, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
-MAX_DRAFT_LEN = 64
+MAX_DRAFT_LEN = 64  # and the depth of a tree
+MAX_TREE_NODES = 1024
 INLINE_BYTES = 128 * 1024  # handing over to a thread and back takes longer than reading so much (docs/LOG.md)
 
 
@@ -50,34 +51,48 @@ class NoDraft(Contract):
 
 
 class ChainDraft(Contract):
-    """A draft model proposes `draft_len` tokens one after the other."""
+    """A draft model proposes at most `draft_len` tokens one after the other.
+
+    With `tiers`, each round stops at one of these lengths, or drafts nothing, by what the plan's round costs say pays.
+    """
 
     kind: Literal["chain"] = "chain"
     model: str
     fingerprint: str
     draft_len: int = Field(ge=1, le=MAX_DRAFT_LEN)
+    tiers: tuple[int, ...] = ()  # ascending, the last is draft_len; none: always draft_len
     dtype: Dtype
     device: int = Field(default=0, ge=0)  # index into Plan.devices
 
+    @model_validator(mode="after")
+    def _has_ascending_tiers(self) -> Self:
+        if self.tiers and (sorted(set(self.tiers)) != list(self.tiers) or self.tiers[-1] != self.draft_len):
+            raise ValueError("draft: tiers must ascend, and end with draft_len")
+        if self.tiers and self.tiers[0] < 1:
+            raise ValueError("draft: the shortest tier is 1; drafting nothing is always among them")
+        return self
+
 
 class TreeDraft(Contract):
-    """A draft model proposes a tree of tokens that one pass verifies."""
+    """A draft model proposes the most probable paths, which one pass verifies as a tree."""
 
     kind: Literal["tree"] = "tree"
     model: str
     fingerprint: str
-    num_nodes: int = Field(ge=1)
-    max_depth: int = Field(ge=1)
+    num_nodes: int = Field(ge=1, le=MAX_TREE_NODES)
+    max_depth: int = Field(ge=1, le=MAX_DRAFT_LEN)
+    pass_nodes: int = Field(ge=1, le=MAX_TREE_NODES)  # that one pass of the draft expands at the most
     dtype: Dtype
     device: int = Field(default=0, ge=0)
 
 
 class NgramDraft(Contract):
-    """Continuations of earlier occurrences in the text are proposed; no model."""
+    """Continuations of earlier occurrences in the text, or in files given for it, are proposed; no model."""
 
     kind: Literal["ngram"] = "ngram"
-    draft_len: int = Field(ge=1, le=MAX_DRAFT_LEN)
-    min_match_tokens: int = Field(ge=1)
+    num_nodes: int = Field(ge=1, le=MAX_TREE_NODES)
+    max_depth: int = Field(ge=1, le=MAX_DRAFT_LEN)
+    min_match_tokens: int = Field(default=1, ge=1)
 
 
 class HybridDraft(Contract):
@@ -86,9 +101,10 @@ class HybridDraft(Contract):
     kind: Literal["hybrid"] = "hybrid"
     model: str
     fingerprint: str
-    num_nodes: int = Field(ge=1)
-    max_depth: int = Field(ge=1)
-    min_match_tokens: int = Field(ge=1)
+    num_nodes: int = Field(ge=1, le=MAX_TREE_NODES)
+    max_depth: int = Field(ge=1, le=MAX_DRAFT_LEN)
+    pass_nodes: int = Field(ge=1, le=MAX_TREE_NODES)  # that one pass of the draft expands at the most
+    min_match_tokens: int = Field(default=1, ge=1)
     dtype: Dtype
     device: int = Field(default=0, ge=0)
 
@@ -102,6 +118,36 @@ class SelfDraft(Contract):
 
 
 Draft = Annotated[NoDraft | ChainDraft | TreeDraft | NgramDraft | HybridDraft | SelfDraft, Field(discriminator="kind")]
+
+
+class RoundCosts(Contract):
+    """What a round takes, for the runtime to decide in each round how much to draft.
+
+    `round_s[i]` is the round that verifies `num_verified[i]` tokens (the context's last one and the drafted ones) and
+    drafts nothing; drafting lengthens it by what exceeds `hidden_s[i]`, which passes while weights stream anyway.
+    `draft_pass_s[i]` is one pass of the draft over `pass_nodes[i]` nodes. All between two entries is linear.
+    """
+
+    num_verified: tuple[int, ...] = Field(min_length=1)
+    round_s: tuple[float, ...]
+    hidden_s: tuple[float, ...]
+    pass_nodes: tuple[int, ...] = ()
+    draft_pass_s: tuple[float, ...] = ()
+
+    @model_validator(mode="after")
+    def _has_equal_lengths(self) -> Self:
+        if not len(self.num_verified) == len(self.round_s) == len(self.hidden_s):
+            raise ValueError("round_costs: num_verified, round_s and hidden_s must be of equal length")
+        if len(self.pass_nodes) != len(self.draft_pass_s):
+            raise ValueError("round_costs: pass_nodes and draft_pass_s must be of equal length")
+        return self
+
+
+class ProbabilityCurve(Contract):
+    """How often the target takes a token, by the probability that the draft gives it; rising, linear in between."""
+
+    draft_probs: tuple[float, ...] = Field(min_length=2)
+    accepted_shares: tuple[float, ...] = Field(min_length=2)
 
 
 class DiskLink(Contract):
@@ -199,6 +245,8 @@ class Plan(ContractFile):
     slots: int = Field(ge=0, le=16)
     staging: Staging | None = None
     draft: Draft
+    round_costs: RoundCosts | None = None  # None: every round drafts as much as the plan allows
+    draft_calibration: ProbabilityCurve | None = None  # None: the draft's probabilities are taken at their word
     units: tuple[Unit, ...] = Field(min_length=1)
     memory: MemorySplit
     predicted: Performance

@@ -15,7 +15,10 @@ class RoundRecord(Contract):
     """One round: tokens proposed, accepted and emitted, and where its time went on both lanes."""
 
     num_draft_tokens: int = Field(ge=0)
+    draft_depth: int | None = Field(default=None, ge=0)  # of the longest path; None: as in older reports, a chain's
+    num_ngram_tokens: int = Field(default=0, ge=0)
     num_accepted_tokens: int = Field(ge=0)
+    num_accepted_ngram_tokens: int = Field(default=0, ge=0)
     num_emitted_tokens: int = Field(ge=0)
     compute: RoundSplit
     link: LinkSplit | None

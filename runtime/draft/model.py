@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from planner.contracts.plan import MAX_DRAFT_LEN
 from runtime.cached import CachedModel
-from runtime.draft.base import Proposal
+from runtime.proposal import NOTHING, Proposal, Verdict
 from runtime.sampling import SamplingSettings, Uniforms, draw_token, probability_rows
 
 
@@ -14,30 +15,38 @@ class ChainDrafter:
     """Drafts token by token with a model of its own, whose cache follows the context by itself."""
 
     def __init__(
-        self, model: CachedModel, settings: SamplingSettings, uniforms: Uniforms, *, vocab_size: int, chunk_tokens: int
+        self,
+        model: CachedModel,
+        settings: SamplingSettings,
+        uniforms: Uniforms,
+        *,
+        vocab_size: int,
+        chunk_tokens: int,
+        draft_len: int = MAX_DRAFT_LEN,
     ) -> None:
         self._model = model
         self._settings = settings
         self._uniforms = uniforms
         self._vocab_size = vocab_size  # the target's: a padded draft proposes nothing beyond it
         self._chunk_tokens = chunk_tokens
+        self._draft_len = draft_len
         self._fed: list[int] = []  # what the draft's cache holds
         self._num_agreed = 0  # of it, what was part of the context at the last proposal
 
-    def propose(self, context: Sequence[int], max_tokens: int) -> Proposal:
-        """A chain of `max_tokens` tokens, greedy or drawn from the rows that come with them.
+    def propose(self, context: Sequence[int], max_depth: int) -> Proposal:
+        """A chain of the draft length, at most `max_depth` tokens, greedy or drawn from the rows that come with them.
 
         Fewer where the draft's own context ends, down to none; none after a token that only the target's table has.
         """
-        max_tokens = min(max_tokens, self._model.context_tokens - len(context))
-        if max_tokens <= 0 or max(context) >= self._model.streamed.vocab_size:
-            return Proposal((), None)
+        max_depth = min(max_depth, self._draft_len, self._model.context_tokens - len(context))
+        if max_depth <= 0 or max(context) >= self._model.streamed.vocab_size:
+            return NOTHING
         self._rewind_to(context)
         self._feed_all_but_last_chunk(context)
         pending = context[len(self._fed) :]
         tokens: list[int] = []
         rows_V: list[Tensor] = []
-        while len(tokens) < max_tokens:
+        while len(tokens) < max_depth:
             logits_RV = self._feed(pending)
             if self._settings.is_greedy:
                 token = self.greedy_pick(logits_RV[0], pending[-1])
@@ -47,7 +56,10 @@ class ChainDrafter:
                 rows_V.append(probs_V)
             tokens.append(token)
             pending = [token]
-        return Proposal(tuple(tokens), torch.stack(rows_V) if rows_V else None)
+        return Proposal.chain(tokens, torch.stack(rows_V) if rows_V else None)
+
+    def observe(self, proposal: Proposal, verdict: Verdict) -> None:
+        """Nothing: the next context says what was accepted."""
 
     def greedy_pick(self, logits_V: Tensor, last_token: int) -> int:
         """The token to draft after `last_token`; a measurement may override it to script what is accepted."""

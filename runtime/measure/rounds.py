@@ -22,10 +22,11 @@ from runtime.cached import CachedModel
 from runtime.checkpoint import Checkpoint
 from runtime.clock import RoundClock
 from runtime.decode import Sampling, decode_rounds
-from runtime.draft import ChainDrafter, Drafter, Proposal
+from runtime.draft import ChainDrafter, Drafter
 from runtime.measure.spread import spread
 from runtime.measure.twin import Twin
 from runtime.model import StreamedModel, all_resident
+from runtime.proposal import Proposal, Verdict
 from runtime.sampling import SamplingSettings
 from runtime.skeleton import build_skeleton
 from runtime.tokenizer import TextStream
@@ -95,16 +96,20 @@ class TimedDrafter:
         self._model = model
         self.passes_s: list[list[tuple[int, float]]] = []  # of each proposal: tokens fed, seconds
 
-    def propose(self, context: Sequence[int], max_tokens: int) -> Proposal:
+    def propose(self, context: Sequence[int], max_depth: int) -> Proposal:
         """The drafter's own proposal."""
         self._model.begun = []
         started_s = time.perf_counter()
-        proposal = self._drafter.propose(context, max_tokens)
+        proposal = self._drafter.propose(context, max_depth)
         stopped_s = time.perf_counter()
         fed = [num_tokens for num_tokens, _ in self._model.begun]
         edges_s = [started_s, *(begun_s for _, begun_s in self._model.begun[1:]), stopped_s]
         self.passes_s.append([(n, b - a) for n, (a, b) in zip(fed, itertools.pairwise(edges_s), strict=True)])
         return proposal
+
+    def observe(self, proposal: Proposal, verdict: Verdict) -> None:
+        """What became of the proposal."""
+        self._drafter.observe(proposal, verdict)
 
 
 @contextmanager
@@ -199,7 +204,7 @@ class _LiveTwin:
         most = self.target.streamed.vocab_size
         return most if self.draft is None else min(most, self.draft.cached.streamed.vocab_size)
 
-    def drafter(self, sampling: Sampling) -> TimedDrafter | None:
+    def drafter(self, sampling: Sampling, draft_len: int) -> TimedDrafter | None:
         """The draft's drafter, from the start of a text."""
         if self.draft is None:
             return None
@@ -211,6 +216,7 @@ class _LiveTwin:
             sampling.uniforms,
             vocab_size=self.target.streamed.vocab_size,
             chunk_tokens=_CHUNK_TOKENS,
+            draft_len=draft_len,
         )
         return TimedDrafter(chain, model)
 
@@ -226,14 +232,13 @@ def _run(
     _feed(live.target, context_tokens)
     context = [1] * (context_tokens + 1)
     sampling = Sampling(SamplingSettings())
-    drafter = live.drafter(sampling)
+    drafter = live.drafter(sampling, draft_len)
     text = TextStream(live.tokenizer, context, ())
     rounds = decode_rounds(
         live.target,
         drafter,
         context,
         sampling,
-        draft_len=draft_len,
         max_tokens=_longest_run(draft_len, num_rounds),
         clock=RoundClock(),
     )
