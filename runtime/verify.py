@@ -5,8 +5,8 @@ Pure functions of tensors and of uniforms that the caller draws. Whatever the dr
 greedy output and sampled output has the target's distribution, provided that each drafted token was drawn from the
 very row that the proposal names.
 
-Shapes: T = N + 1 target rows (the root's, then one per node), N drafted nodes, R rows drawn from, V vocabulary (a padded
-draft's may differ from the target's).
+Shapes: T = N + 1 target rows (the root's, then one per node), N drafted nodes, V vocabulary (a padded draft's may differ
+from the target's).
 """
 
 import math
