@@ -19,7 +19,8 @@ from bench.settings import Sentinel, Setting, request_of, run, script, tokens_pe
 from planner.contracts.errors import DraftstreamError
 from planner.contracts.plan import ChainDraft, Plan
 from planner.contracts.profile import Profile
-from planner.search import DRAFT_LENS, Request, plan_of, rank
+from planner.drafting import EVERY_CHAIN, chain
+from planner.search import Request, plan_of, rank
 
 GOAL_FRAC = 0.03
 _NUM_BOOTSTRAPS = 2000
@@ -83,7 +84,7 @@ def main() -> None:
 
 def measured(setting: Setting, profile: Profile, turns: int, fresh_turns: int, sentinel: Sentinel) -> Regret:
     """The regret of one setting; turns start when the machine is calm, if it becomes so."""
-    request = replace(request_of(setting, profile), draft_lens=DRAFT_LENS, grains=("layers",))  # residents are counted
+    request = replace(request_of(setting, profile), draftings=EVERY_CHAIN, grains=("layers",))  # residents are counted
     plans = neighbours(profile, request)
     chosen = next(iter(plans))
     gains: dict[str, list[float]] = {name: [] for name in plans}
@@ -111,7 +112,8 @@ def neighbours(profile: Profile, request: Request) -> dict[str, Plan]:
     """The chosen plan, first, and the plans around it that fit, by name."""
     best = rank(profile, request).best
     candidate = best.candidate
-    length, slots, residents = candidate.draft_len, candidate.placement.num_slots, len(candidate.placement.residents)
+    length, slots = candidate.drafting.num_nodes, candidate.placement.num_slots
+    residents = len(candidate.placement.residents)
     chunk = replace(request.wishes, prefill_chunk_tokens=candidate.prefill_chunk_tokens)
     plans = {_name(length, slots, residents): plan_of(profile, request, best)[0]}
     around = [(length + step, slots, residents) for step in (-2, 2)]
@@ -122,7 +124,7 @@ def neighbours(profile: Profile, request: Request) -> dict[str, Plan]:
             continue
         asked = replace(
             request,
-            draft_lens=(new_length,) if new_length else (),
+            draftings=(chain(new_length),),
             slot_counts=(new_slots,),
             wishes=replace(chunk, most_residents=new_residents if new_residents != residents else None),
             never_speculate=new_length == 0,

@@ -11,6 +11,7 @@ from pathlib import Path
 from bench.models import print_header, print_json
 from planner.budget import Budget
 from planner.contracts.plan import CudaLink, Workload
+from planner.drafting import chain
 from planner.estimate import estimated_profile
 from planner.scoring import Candidate
 from planner.search import candidates_of, request_for, scorer_for
@@ -55,9 +56,8 @@ def _score_s() -> float:
     request = request_for(profile, Budget(device_bytes=2**30, host_bytes=host_bytes), CudaLink(), "cuda:0", workload)
     device_bytes = 12 * 2**30
     while len(candidates) < NUM_CANDIDATES:
-        asked = replace(
-            request, budget=Budget(device_bytes=device_bytes, host_bytes=host_bytes), draft_lens=tuple(range(1, 65))
-        )
+        budget = Budget(device_bytes=device_bytes, host_bytes=host_bytes)
+        asked = replace(request, budget=budget, draftings=tuple(chain(length) for length in range(65)))
         for draft in (None, *drafts):
             candidates += candidates_of(target, draft, asked)
         device_bytes += 2**28

@@ -22,6 +22,7 @@ from planner.contracts.link_text import parse_link
 from planner.contracts.plan import ChainDraft, Dtype, Plan, Workload
 from planner.contracts.profile import AcceptanceRecording, Profile
 from planner.contracts.report import Report
+from planner.drafting import chain
 from planner.search import Request, request_for
 from profiles import demo_folder, heldout_texts
 from runtime.api import Limits, budget_for, load, make_plan
@@ -78,20 +79,20 @@ class ScriptedDrafter(ChainDrafter):
         probability: float,
         seed: int,
         vocab_size: int,
-        next_token: Callable[[int, int], int],
+        right_token: Callable[[int, int], int],
         **named: object,
     ) -> None:
         super().__init__(*args, vocab_size=vocab_size, **named)  # type: ignore[arg-type]
         self._probability = probability
         self._seed = seed
         self._num_tokens = vocab_size
-        self._next_token = next_token  # by position, and the token before it
+        self._right_token = right_token  # by position, and the token before it
 
     def greedy_pick(self, logits_V: Tensor, last_token: int) -> int:
         """The scripted token; the draft's own pick is made and dropped."""
         super().greedy_pick(logits_V, last_token)
         position = len(self._fed)
-        right = self._next_token(position, last_token) % self._num_tokens
+        right = self._right_token(position, last_token) % self._num_tokens
         is_match = random.Random(f"{self._seed} {position}").random() < self._probability
         return right if is_match else (right + 1) % self._num_tokens
 
@@ -165,7 +166,7 @@ def request_of(setting: Setting, profile: Profile) -> Request:
         link,
         "cpu",
         setting.workload,
-        draft_len=setting.draft_len or None,
+        draftings=(chain(setting.draft_len),),
     )
     return replace(request, never_speculate=setting.draft_len == 0)
 
@@ -177,11 +178,11 @@ def run(setting: Setting, plan: Plan, seed: int) -> list[Report]:
         engine.end_tokens = frozenset()
         for index, tokens in enumerate(_prompts(setting, engine, seed)):
             if setting.probability is not None and isinstance(plan.draft, ChainDraft):
-                engine.make_chain_drafter = partial(
+                engine.drafters.make_chain = partial(
                     ScriptedDrafter,
                     probability=setting.probability,
                     seed=seed * 1000 + index,
-                    next_token=_writer(setting, tokens),
+                    right_token=_writer(setting, tokens),
                 )
             reports.append(generate(engine, tokens, setting.new_tokens))
     return reports

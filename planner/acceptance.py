@@ -3,7 +3,7 @@
 Replays of a recording are not estimates: greedy verification accepts just those drafted tokens that the target writes,
 so that every draft length follows from one recording (no "acceptance rate", which falls with the length). Sampled
 rounds are followed in expectation. All of it goes through one vector per prompt, C_0 to C_K: the number of rounds with
-at least i accepted tokens. Rounds are C_0, tokens their sum, survival C_i / C_0. Trees are not covered.
+at least i accepted tokens. Rounds are C_0, tokens their sum, survival C_i / C_0. Trees: see planner.tree_yield.
 """
 
 import math
@@ -111,6 +111,26 @@ def expected_counts(overlaps: Sequence[float], draft_len: int) -> FloatArray:
     return counts
 
 
+def counts_by_text(reach_TK: FloatArray, lengths: Sequence[int]) -> FloatArray:
+    """Expected rounds of each text (P, K) with at least i accepted tokens, given P(at least i | a round starts there).
+
+    `reach_TK` are the texts one after the other; 0 for as many tokens as are left at a start. Forward over the
+    probability that a round starts at each position, all texts at once; with 0 and 1 it is a plain replay.
+    """
+    num_texts, most_tokens, width = len(lengths), max(lengths), reach_TK.shape[1]
+    is_inside_PL = np.arange(most_tokens) < np.array(lengths)[:, None]
+    reach_PLK = np.zeros((num_texts, most_tokens, width))
+    reach_PLK[is_inside_PL] = reach_TK
+    stops_PLK = reach_PLK.copy()
+    stops_PLK[:, :, :-1] -= reach_PLK[:, :, 1:]
+    starts_PL = np.zeros((num_texts, most_tokens + width))
+    starts_PL[:, 0] = 1.0
+    for start in range(most_tokens):
+        starts_PL[:, start + 1 : start + 1 + width] += starts_PL[:, start, None] * stops_PLK[:, start]
+    counts_PK: FloatArray = np.einsum("pl,plk->pk", starts_PL[:, :most_tokens], reach_PLK)
+    return counts_PK
+
+
 def _leading(hits: Sequence[bool], start: int, most: int) -> int:
     """How many hits in a row there are from `start` on."""
     run = 0
@@ -124,7 +144,7 @@ def _leading(hits: Sequence[bool], start: int, most: int) -> int:
 
 def chain_yield(recordings: Sequence[AcceptanceRecording], draft_len: int) -> Yield:
     """Tokens per round of a chain under greedy verification. Raises: BadInputError, where no draft was recorded."""
-    return _yield_of(_chain_counts(recordings, draft_len))
+    return yield_of(_chain_counts(recordings, draft_len))
 
 
 def sampled_yield(recordings: Sequence[AcceptanceRecording], draft_len: int) -> Yield:
@@ -135,7 +155,7 @@ def sampled_yield(recordings: Sequence[AcceptanceRecording], draft_len: int) -> 
     counts_PK = [
         expected_counts(recording.overlaps[1:], draft_len) for recording in recordings if len(recording.overlaps) > 1
     ]
-    return _yield_of(_stacked(counts_PK, "overlaps of a draft"))
+    return yield_of(stacked(counts_PK, "overlaps of a draft"))
 
 
 def ngram_yield(recordings: Sequence[AcceptanceRecording], draft_len: int, min_match_tokens: int) -> Yield:
@@ -145,10 +165,10 @@ def ngram_yield(recordings: Sequence[AcceptanceRecording], draft_len: int, min_m
         for recording in recordings
         if len(recording.match_hits) > 1
     ]
-    counts_PK = [_counts([run or 0 for run in rounds], draft_len) for rounds in replays]
+    counts_PK = [counts_of([run or 0 for run in rounds], draft_len) for rounds in replays]
     num_proposed = sum(run is not None for rounds in replays for run in rounds)
     proposed_frac = num_proposed / max(1, sum(map(len, replays)))
-    return _yield_of(_stacked(counts_PK, "matches"), proposed_frac)
+    return yield_of(stacked(counts_PK, "matches"), proposed_frac)
 
 
 def curve_yield(curve: AcceptanceCurve, draft_len: int) -> Yield:
@@ -161,7 +181,7 @@ def curve_yield(curve: AcceptanceCurve, draft_len: int) -> Yield:
         before, last = [1.0, *curve.survival][-2:]
         hazard = last / before if before > 0 else 0.0
         survival += [last * hazard**i for i in range(1, draft_len - len(survival) + 1)]
-    return _yield_of(np.array([[1.0, *survival]]))
+    return yield_of(np.array([[1.0, *survival]]))
 
 
 def bootstrap_over_prompts(
@@ -181,9 +201,9 @@ def bootstrap_over_prompts(
 
 def _chain_counts(recordings: Sequence[AcceptanceRecording], draft_len: int) -> FloatArray:
     """Counts per prompt. The first token of a text comes out of its prefill, so that rounds start at the second."""
-    return _stacked(
+    return stacked(
         [
-            _counts(replay(recording.ranks[1:], draft_len), draft_len)
+            counts_of(replay(recording.ranks[1:], draft_len), draft_len)
             for recording in recordings
             if len(recording.ranks) > 1
         ],
@@ -191,7 +211,8 @@ def _chain_counts(recordings: Sequence[AcceptanceRecording], draft_len: int) -> 
     )
 
 
-def _stacked(counts_PK: Sequence[FloatArray], what: str) -> FloatArray:
+def stacked(counts_PK: Sequence[FloatArray], what: str) -> FloatArray:
+    """The counts of all prompts. Raises: BadInputError, naming what no recording holds."""
     if not counts_PK:
         raise BadInputError(
             "there is no acceptance to replay",
@@ -202,14 +223,14 @@ def _stacked(counts_PK: Sequence[FloatArray], what: str) -> FloatArray:
     return stacked_PK
 
 
-def _counts(accepted: Sequence[int], draft_len: int) -> FloatArray:
+def counts_of(accepted: Sequence[int], draft_len: int) -> FloatArray:
     """Number of rounds with at least i accepted tokens, i = 0 to draft_len."""
     runs = np.asarray(accepted)
     counts: FloatArray = (runs[:, None] >= np.arange(draft_len + 1)).sum(axis=0, dtype=np.float64)
     return counts
 
 
-def _yield_of(counts_PK: FloatArray, proposed_frac: float = 1.0) -> Yield:
+def yield_of(counts_PK: FloatArray, proposed_frac: float = 1.0) -> Yield:
     """Mean and spreads over prompts, by the one-way analysis of variance with rounds nested in prompts.
 
     Rounds within a prompt are taken as independent given the prompt; what they are not shows up between prompts.

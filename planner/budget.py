@@ -10,9 +10,10 @@ from planner.contracts.errors import NoFeasiblePlanError, UsageError
 from planner.contracts.layer_parts import Granularity
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.performance import Performance
-from planner.contracts.plan import ChainDraft, Device, Dtype, LinkChoice, MemorySplit, ModelRef, NoDraft, Plan
+from planner.contracts.plan import Device, Draft, Dtype, LinkChoice, MemorySplit, ModelRef, Plan
 from planner.contracts.quantities import format_bytes
-from planner.memory import DEFAULT_OVERHEADS, MARGIN_FRAC, Overheads, activation_bytes
+from planner.drafting import NO_DRAFTING, Drafting
+from planner.memory import DEFAULT_OVERHEADS, MARGIN_FRAC, Overheads, activation_bytes, tree_mask_bytes
 from planner.placement import (
     choose_residents,
     choose_sources,
@@ -45,9 +46,9 @@ class Wishes:
 
     dtype: Dtype
     context_tokens: int
-    draft_len: int
     link: LinkChoice
     device: str
+    drafting: Drafting = NO_DRAFTING
     num_slots: int = 2
     prefill_chunk_tokens: int | None = None
     most_residents: int | None = None  # layers, which are then placed whole
@@ -96,7 +97,7 @@ def plan_for_budget(target: ModelShape, draft: ModelShape | None, budget: Budget
         link=wishes.link,
         slots=num_slots,
         staging=staging,
-        draft=_chain(draft, wishes),
+        draft=_draft(draft, wishes),
         units=tuple(units),
         memory=memory,
         predicted=Performance(
@@ -117,16 +118,8 @@ def _check_context(target: ModelShape, wishes: Wishes) -> None:
         )
 
 
-def _chain(draft: ModelShape | None, wishes: Wishes) -> NoDraft | ChainDraft:
-    if draft is None:
-        return NoDraft()
-    return ChainDraft(
-        model=draft.name,
-        fingerprint=draft.fingerprint,
-        draft_len=wishes.draft_len,
-        dtype=wishes.dtype,
-        device=1 if wishes.draft_on_host else 0,
-    )
+def _draft(draft: ModelShape | None, wishes: Wishes) -> Draft:
+    return wishes.drafting.of(draft, wishes.dtype, 1 if wishes.draft_on_host else 0)
 
 
 def _devices(draft: ModelShape | None, budget: Budget, wishes: Wishes) -> tuple[Device, ...]:
@@ -153,7 +146,7 @@ def _prefill_chunk(target: ModelShape, draft: ModelShape | None, budget: Budget,
 
 def _activations(target: ModelShape, wishes: Wishes, prefill_chunk_tokens: int) -> int:
     """The widest of a prefill pass, which needs one row of logits, and of a verify pass, which needs them all."""
-    num_verified = wishes.draft_len + 1
+    num_verified = wishes.drafting.num_verified
     passes = ((prefill_chunk_tokens, 1), (num_verified, num_verified))
     return max(
         activation_bytes(
@@ -166,13 +159,13 @@ def _activations(target: ModelShape, wishes: Wishes, prefill_chunk_tokens: int) 
 def fixed_memory(target: ModelShape, draft: ModelShape | None, wishes: Wishes) -> MemorySplit:
     """Every part that does not depend on which layers are resident; those are left at zero."""
     draft_bytes = 0 if draft is None else draft.weights_bytes(wishes.dtype)
-    draft_kv_bytes = 0 if draft is None else draft.kv_bytes(wishes.context_tokens, wishes.dtype)
+    draft_kv_bytes = 0 if draft is None else _tree_kv_bytes(draft, wishes, wishes.drafting.draft_nodes)
     overheads, on_host = wishes.overheads, wishes.draft_on_host
     return MemorySplit(
         residents_bytes=0,
         slots_bytes=0,
         draft_bytes=0 if on_host else draft_bytes,
-        target_kv_bytes=target.kv_bytes(wishes.context_tokens, wishes.dtype),
+        target_kv_bytes=_tree_kv_bytes(target, wishes, wishes.drafting.tree_nodes),
         draft_kv_bytes=0 if on_host else draft_kv_bytes,
         activations_bytes=_activations(target, wishes, wishes.prefill_chunk_tokens or 1),
         overhead_bytes=overheads.device_bytes if wishes.link.kind == "cuda" else 0,
@@ -183,6 +176,13 @@ def fixed_memory(target: ModelShape, draft: ModelShape | None, wishes: Wishes) -
         host_overhead_bytes=overheads.host_bytes + (0 if draft is None else overheads.draft_host_bytes),
         host_draft_bytes=draft_bytes + draft_kv_bytes if on_host else 0,
     )
+
+
+def _tree_kv_bytes(shape: ModelShape, wishes: Wishes, num_nodes: int) -> int:
+    """Bytes of keys and values at the context, and of what a tree adds: its nodes, and the masks over them."""
+    context_tokens, dtype = wishes.context_tokens, wishes.dtype
+    masks_bytes = tree_mask_bytes(shape, dtype, num_nodes=num_nodes, context_tokens=context_tokens)
+    return shape.kv_bytes(context_tokens, dtype, num_nodes) + masks_bytes
 
 
 def _margin_bytes(num_bytes: int) -> int:

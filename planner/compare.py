@@ -6,6 +6,7 @@ as predicted. The natural logarithms of such ratios add up where the components 
 """
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -59,6 +60,7 @@ class Comparison:
 
     rows: tuple[Row, ...]
     attribution: Attribution
+    draft_kind: str
     note: str | None
 
 
@@ -73,6 +75,17 @@ class Accuracy:
     p90_error_frac: float
     coverage_frac: float  # of the runs, inside
     width_frac: float  # P90 - P10, the median
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KindTokens:
+    """Tokens per round of one kind of draft, over its runs: the means, and the median of the relative errors."""
+
+    draft_kind: str
+    num_runs: int
+    predicted: float
+    measured: float
+    median_error_frac: float
 
 
 def compare(report: Report) -> Comparison:
@@ -100,7 +113,7 @@ def compare(report: Report) -> Comparison:
                 share_log=found.total_log if component.name == _SPEED else found.shares_log.get(component.name),
             )
         )
-    return Comparison(rows=tuple(rows), attribution=found, note=_other_request(report))
+    return Comparison(rows=tuple(rows), attribution=found, draft_kind=plan.draft.kind, note=_other_request(report))
 
 
 def attribution(report: Report) -> Attribution:
@@ -156,6 +169,25 @@ def accuracies(comparisons: Sequence[Comparison]) -> tuple[Accuracy, ...]:
             )
         )
     return tuple(found)
+
+
+def tokens_by_kind(comparisons: Sequence[Comparison]) -> tuple[KindTokens, ...]:
+    """Tokens per round of each kind of draft that took part, predicted beside measured; none for runs without one."""
+    rows: dict[str, list[Row]] = {}
+    for comparison in comparisons:
+        of_tokens = [row for row in comparison.rows if row.component.name == _TOKENS]
+        if comparison.draft_kind != "none" and of_tokens:
+            rows.setdefault(comparison.draft_kind, []).extend(of_tokens)
+    return tuple(
+        KindTokens(
+            draft_kind=kind,
+            num_runs=len(of_kind),
+            predicted=statistics.fmean(row.p50 for row in of_kind),
+            measured=statistics.fmean(row.measured for row in of_kind),
+            median_error_frac=statistics.median(row.measured / row.p50 - 1 for row in of_kind),
+        )
+        for kind, of_kind in sorted(rows.items())
+    )
 
 
 def _swapped(schedule: Schedule, part: Part, before_s: float, after_s: float) -> Schedule:

@@ -16,6 +16,7 @@ from planner.contracts.errors import NoFeasiblePlanError
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.profile import AcceptanceCurve, Profile
 from planner.contracts.quantities import format_bytes
+from planner.drafting import chain
 from planner.search import Request, rank
 
 LARGEST_SIZE_FRAC = 1 / 3  # of the target's bytes: beyond, a draft costs more memory and time than pairs in use spend
@@ -62,8 +63,8 @@ class DraftFound(Contract):
     fingerprint: str | None = None
     num_params: int | None = Field(default=None, gt=0)
     weights_bytes: int | None = Field(default=None, gt=0)  # in the target's precision, in which it would run
-    tokens_per_s: float | None = None  # predicted, at the length that is best for it
-    draft_len: int | None = Field(default=None, ge=1)
+    tokens_per_s: float | None = None  # predicted, with the kind and size of draft that are best for it
+    drafting: str | None = None  # kind and size of draft at which it is fastest
     plain_tokens_per_s: float | None = None  # predicted without a draft, the draft's memory given back
     basis: Basis | None = None
     why_refused: str | None = None
@@ -104,9 +105,9 @@ def why_too_big(target: ModelShape, draft: ModelShape, budget: Budget, wishes: W
     Raises: NoFeasiblePlanError, where not even the target alone fits.
     """
     least = replace(wishes, num_slots=1)
-    plan_for_budget(target, None, budget, replace(least, draft_len=0))
+    plan_for_budget(target, None, budget, least)
     try:
-        plan_for_budget(target, draft, budget, replace(least, draft_len=1))
+        plan_for_budget(target, draft, budget, replace(least, drafting=chain(1)))
     except NoFeasiblePlanError as error:
         return f"{error.what}; {error.why}"
     return None
@@ -185,7 +186,7 @@ class _Prediction:
     """A draft's best speed and length, or why it cannot take part."""
 
     tokens_per_s: float | None = None
-    draft_len: int | None = None
+    drafting: str | None = None
     plain_tokens_per_s: float | None = None
     basis: Basis | None = None
     why_refused: str | None = None
@@ -206,8 +207,7 @@ def _priced(pricing: Pricing, fingerprints: Sequence[str]) -> dict[str, _Predict
     drafts = tuple(draft for draft in pricing.profile.drafts if draft.fingerprint in fingerprints)
     profile = pricing.profile.model_copy(update={"drafts": drafts})
     ranking = rank(profile, pricing.request)
-    plain = ranking.best_of(None)
-    assert plain is not None
+    plain = ranking.baseline
     refused = dict(ranking.refused)
     found = {}
     for draft in drafts:
@@ -217,7 +217,7 @@ def _priced(pricing: Pricing, fingerprints: Sequence[str]) -> dict[str, _Predict
         else:
             found[draft.fingerprint] = _Prediction(
                 tokens_per_s=best.tokens_per_s,
-                draft_len=best.candidate.draft_len,
+                drafting=best.candidate.drafting.label,
                 plain_tokens_per_s=plain.tokens_per_s,
                 basis=_basis(profile, draft),
             )
@@ -248,7 +248,7 @@ def _found(target: ModelShape, candidate: Candidate, predicted: Mapping[str, _Pr
     return sized.model_copy(
         update={
             "tokens_per_s": prediction.tokens_per_s,
-            "draft_len": prediction.draft_len,
+            "drafting": prediction.drafting,
             "plain_tokens_per_s": prediction.plain_tokens_per_s,
             "basis": prediction.basis,
             "why_refused": prediction.why_refused,

@@ -8,6 +8,7 @@ tokens, throttling, and copies that slow down compute are not covered; a measure
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from planner.contracts.errors import BadInputError
@@ -45,7 +46,9 @@ LAUNCH_S: dict[str, float] = {"layer": 600e-6, "attention": 400e-6, "mlp": 200e-
 DISPATCH_S: dict[str, float] = {"layer": 100e-6, "attention": 65e-6, "mlp": 35e-6, "head_chunk": 5e-6}  # on the CPU
 PASS_S = 1e-3  # embedding, masks, positions, final norm: a few launches; estimated
 ROUND_S = 1e-3  # comparing tokens, rolling back caches; estimated
+ROUND_NODE_S = 5e-6  # for each token verified; estimated
 PICK_S = 100e-6  # argmax of the draft's logits, and reading it; estimated
+PICK_NODE_S = 10e-6  # of a tree, for each node of a level: where its children stand among all others; estimated
 
 COMPUTE_SPREAD_FRAC = 0.20  # half the distance of the quartiles: rooflines are off by 1.2-2 where they were checked
 LINK_SPREAD_FRAC: dict[str, float] = {"measured": 0.05, "datasheet": 0.10, "estimated": 0.10}
@@ -221,20 +224,22 @@ def _compute(costs: _Costs) -> Iterator[ComputeMeasurement]:
             yield _entry("pass", name, point, PASS_S)
         for num_rows in (max(1, costs.head_rows // HEAD_CHUNKS), costs.head_rows):
             yield _entry("head_chunk", name, (num_tokens, 0), costs.head_s(num_rows, num_tokens), num_rows=num_rows)
-        yield _entry("round", name, (num_tokens, 0), ROUND_S)
+        yield _entry("round", name, (num_tokens, 0), ROUND_S + num_tokens * ROUND_NODE_S)
 
 
 def _draft_passes(costs: _Costs) -> Iterator[DraftMeasurement]:
-    """Whole passes of a draft; it picks from the logits of its last token alone."""
+    """Whole passes of a draft: it picks from the logits of its last token, or of all nodes of a tree's level."""
     counts = Counter(costs.shape.layers)
-    rest_s = costs.head_s(costs.head_rows, 1) + PASS_S + PICK_S
-    for num_tokens in TOKENS:
+    for num_tokens, is_tree_level in product(TOKENS, (False, True)):
+        num_rows = num_tokens if is_tree_level else 1
+        rest_s = costs.head_s(costs.head_rows, num_rows) + PASS_S + PICK_S + is_tree_level * num_rows * PICK_NODE_S
         for context_tokens in costs.contexts:
             layers_s = sum(
                 count * costs.layer_s(layer, "layer", num_tokens, context_tokens) for layer, count in counts.items()
             )
             yield DraftMeasurement(
                 fingerprint=costs.shape.fingerprint,
+                is_tree_level=is_tree_level,
                 processor=costs.processor.name,
                 num_tokens=num_tokens,
                 context_tokens=context_tokens,

@@ -18,6 +18,7 @@ DRAFT_HOST_OVERHEAD_BYTES = 12 * 2**20  # the same, of a draft
 MARGIN_FRAC = 0.01
 
 _FLOAT32_BYTES = 4
+_MASK_STRIDE = 16  # values, that rows of a mask are padded to
 _SAMPLED_ROWS = 4  # of a verified token where one samples: the target's row, the draft's, and two on the way to them
 
 
@@ -39,6 +40,13 @@ def activation_bytes(
     mlp = 3 * num_mlp_tokens * shape.intermediate_size * item
     logits = num_logit_rows * shape.vocab_size * (2 * item + _SAMPLED_ROWS * _FLOAT32_BYTES)
     return residual + max(projections + repeated_keys + mask + scores, mlp, logits)
+
+
+def tree_mask_bytes(shape: ModelShape, dtype: Dtype, *, num_nodes: int, context_tokens: int) -> int:
+    """Bytes of the masks that stay allocated for trees: one for each reach that its layers have."""
+    num_reaches = len({layer.window_tokens for layer in shape.layers})
+    row_values = -(-(context_tokens + num_nodes) // _MASK_STRIDE) * _MASK_STRIDE
+    return num_reaches * num_nodes * row_values * DTYPE_BYTES[dtype]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

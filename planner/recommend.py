@@ -19,9 +19,10 @@ from planner.contracts.recommendation import (
     Refusal,
     Rival,
 )
+from planner.drafting import DRAFT_KINDS, NO_DRAFTING, DraftKind, drafting_of
 from planner.placement import Placement
 from planner.rivals import rivals
-from planner.scoring import Score
+from planner.scoring import Candidate, Score
 from planner.search import Ranking, Request, plan_of, rank, scorer_for
 from planner.timing import link_name
 
@@ -37,8 +38,7 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
     Raises: NoFeasiblePlanError, where nothing fits; BadInputError, where a measurement is missing.
     """
     ranking = rank(profile, request)
-    best, baseline = ranking.best, ranking.best_of(None)
-    assert baseline is not None
+    best, baseline = ranking.best, ranking.baseline
     plan, _ = plan_of(profile, request, best)
     runner_up = _runner_up(ranking)
     drafts = () if request.never_speculate else profile.drafts
@@ -53,10 +53,11 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
         baseline=_choice(baseline, profile.target),
         runner_up=None if runner_up is None else _choice(runner_up, profile.target),
         runner_up_lost=None if runner_up is None else _why_lost(best, runner_up),
+        kinds=tuple(_choice(score, profile.target) for score in _best_of_kinds(ranking)),
         crossovers=tuple(
             _crossover(ranking, draft, baseline)
             for draft in profile.drafts
-            if ranking.best_of(draft.fingerprint) is not None
+            if ranking.best_of(draft.fingerprint, "chain") is not None
         ),
         prices=tuple(_prices(profile, request, best)),
         rivals=priced,
@@ -69,7 +70,7 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
 
 
 def _answer(best: Score) -> Answer:
-    if best.candidate.draft is not None:
+    if best.candidate.drafting != NO_DRAFTING:
         return "speculate"
     return "do not speculate" if best.candidate.placement.num_slots else "do not stream, it fits"
 
@@ -78,7 +79,9 @@ def _choice(score: Score, target: ModelShape) -> Choice:
     candidate = score.candidate
     return Choice(
         draft=None if candidate.draft is None else candidate.draft.name,
-        draft_len=candidate.draft_len,
+        draft_kind=candidate.drafting.kind,
+        num_nodes=candidate.drafting.num_nodes,
+        drafting=candidate.drafting.label,
         slots=candidate.placement.num_slots,
         num_resident_layers=len(candidate.placement.residents),
         num_layers=target.num_layers,
@@ -141,10 +144,10 @@ def _reasons(
         )
     else:
         reasons.append("everything fits, so nothing travels")
-    if best.candidate.draft is not None:
+    if best.candidate.drafting != NO_DRAFTING:
         gain = best.tokens_per_s / baseline.tokens_per_s
         reasons.append(
-            f"a draft of {best.candidate.draft_len} tokens yields {best.terms.tokens_per_round:.2f} tokens per round: "
+            f"a {best.candidate.drafting.label} yields {best.terms.tokens_per_round:.2f} tokens per round: "
             f"{gain:.2f} times the best plan without a draft, which has its memory"
         )
     elif request.never_speculate:
@@ -166,23 +169,30 @@ def _with_draft(rival: Rival) -> str:
 
 
 def _runner_up(ranking: Ranking) -> Score | None:
-    """The best plan of another strategy: another draft, or none; failing that, other slots or another length."""
+    """The best plan of another strategy: another draft, or none; failing that, other slots or another size."""
     best = ranking.best.candidate
-    key = None if best.draft is None else best.draft.fingerprint
 
-    def strategy(score: Score) -> str | None:
-        return None if score.candidate.draft is None else score.candidate.draft.fingerprint
+    def strategy(candidate: Candidate) -> tuple[str | None, DraftKind]:
+        return None if candidate.draft is None else candidate.draft.fingerprint, candidate.drafting.kind
 
     others = ranking.scores[1:]
-    other = next((score for score in others if strategy(score) != key), None)
+    other = next((score for score in others if strategy(score.candidate) != strategy(best)), None)
     return other or next(
         (
             score
             for score in others
-            if (score.candidate.draft_len, score.candidate.placement) != (best.draft_len, best.placement)
+            if (score.candidate.drafting, score.candidate.placement) != (best.drafting, best.placement)
         ),
         None,
     )
+
+
+def _best_of_kinds(ranking: Ranking) -> list[Score]:
+    """The best plan with each kind of draft that has any, the simplest kind first."""
+    found: dict[DraftKind, Score] = {}
+    for score in ranking.scores:
+        found.setdefault(score.candidate.drafting.kind, score)
+    return [found[kind] for kind in DRAFT_KINDS if kind in found]
 
 
 def _why_lost(best: Score, other: Score) -> str:
@@ -199,14 +209,15 @@ def _why_lost(best: Score, other: Score) -> str:
 
 
 def _crossover(ranking: Ranking, draft: ModelShape, baseline: Score) -> Crossover:
-    """At each length the best plan with the draft, and where it starts and stops paying."""
+    """At each length the best plan with a chain of the draft, and where it starts and stops paying."""
     by_length: dict[int, Score] = {}
     for score in ranking.scores:
         candidate = score.candidate
-        if candidate.draft is not None and candidate.draft.fingerprint == draft.fingerprint:
-            kept = by_length.get(candidate.draft_len)
+        is_chain = candidate.drafting.kind == "chain" and not candidate.drafting.tiers
+        if is_chain and candidate.draft is not None and candidate.draft.fingerprint == draft.fingerprint:
+            kept = by_length.get(candidate.drafting.num_nodes)
             if kept is None or score.tokens_per_s > kept.tokens_per_s:
-                by_length[candidate.draft_len] = score
+                by_length[candidate.drafting.num_nodes] = score
     points = [
         LengthPoint(
             draft_len=length,
@@ -243,7 +254,7 @@ def _prices(profile: Profile, request: Request, best: Score) -> list[Price]:
         roomier = replace(budget, host_bytes=budget.host_bytes + _ONE_GIB)
         prices.append(("1 GiB more host memory", near, replace(around, budget=roomier)))
         prices.append(("1 GB/s more from the disk", _faster_links(near, _DISKS), around))
-    if best.candidate.draft is not None:
+    if best.candidate.drafting != NO_DRAFTING:
         prices.append(("1 point more of acceptance", near, replace(around, hazard_gain=_ONE_POINT)))
     return [
         Price(what=what, gain_tokens_per_s=max(0.0, _fastest(rank(asked, changed)) - best.tokens_per_s))
@@ -258,15 +269,21 @@ def _fastest(ranking: Ranking) -> float:
 def _around(request: Request, best: Score) -> Request:
     """The request for plans much like the best, with its prefill chunk: no price is paid before the first token."""
     candidate = best.candidate
-    num_slots, length = candidate.placement.num_slots, candidate.draft_len
+    num_slots, drafting = candidate.placement.num_slots, candidate.drafting
     near = tuple(count for count in (num_slots, num_slots + 1) if count == num_slots or count in request.slot_counts)
     return replace(
         request,
         wishes=replace(request.wishes, prefill_chunk_tokens=candidate.prefill_chunk_tokens),
-        draft_lens=tuple(other for other in request.draft_lens if length / 1.25 <= other <= length * 1.25),
+        draftings=tuple(
+            other
+            for other in request.draftings
+            if other.kind == drafting.kind
+            and drafting.num_nodes / 1.25 <= other.num_nodes <= drafting.num_nodes * 1.25
+            and other.max_depth <= drafting.max_depth * 1.25
+        ),
         slot_counts=near if num_slots else request.slot_counts,
         grains=(candidate.placement.granularity,),
-        never_speculate=candidate.draft is None,
+        never_speculate=candidate.drafting == NO_DRAFTING,
     )
 
 
@@ -312,10 +329,12 @@ def _warnings(profile: Profile, request: Request, plan: Plan) -> tuple[str, ...]
                 f"no acceptance is published for {curve.draft} on {curve.domain}: a similar pair's was taken"
             )
     for curve in profile.curves:
-        if drafted and getattr(plan.draft, "draft_len", 0) > len(curve.survival):
+        if drafted and drafting_of(plan.draft).max_depth > len(curve.survival):
             warnings.append(
                 f"acceptance is published for {len(curve.survival)} drafted tokens; beyond, the last hazard is kept"
             )
+    if plan.draft.kind == "tree" and profile.curves and not profile.acceptance:
+        warnings.append("no acceptance of trees is published: the draft's further choices are estimated")
     longest = max((entry.context_tokens for entry in profile.compute), default=0)
     if request.workload.prompt_tokens + request.workload.new_tokens > max(longest, 1) and profile.kind == "measured":
         warnings.append(f"compute was measured up to a context of {longest} tokens; beyond that it is extended")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from planner.contracts.performance import Performance
-from planner.contracts.plan import ChainDraft, Plan
+from planner.contracts.plan import ChainDraft, HybridDraft, NgramDraft, Plan, TreeDraft
 from planner.contracts.quantities import format_bytes, format_s, format_tokens_per_s
 from planner.contracts.recommendation import Choice, Crossover, Recommendation, Rival
 
@@ -44,6 +44,9 @@ def show_recommendation(
     if recommendation.crossovers:
         console.print("\n[bold]where speculation pays[/bold]")
         _list(console, [_crossed(entry) for entry in recommendation.crossovers])
+    if len(recommendation.kinds) > 2:
+        console.print("\n[bold]kinds of draft, each at its best size[/bold]")
+        _list(console, [_kind(entry) for entry in recommendation.kinds])
     if recommendation.prices:
         console.print("\n[bold]what more would give[/bold]")
         _list(console, [f"{price.what}: {price.gain_tokens_per_s:+.2f} tok/s" for price in recommendation.prices])
@@ -70,7 +73,8 @@ def show_recommendation(
 def show_comparison(rows: Sequence[tuple[str, Recommendation]], failures: Sequence[tuple[str, str]]) -> None:
     """Print several recommendations as a table, one row each, and below it what could not be planned and why."""
     table = Table(box=None, padding=(0, 2), pad_edge=False)
-    for name in ("", "tok/s (P10-P90)", "first token", "draft", "K", "slots", "resident", "binds", "best other engine"):
+    names = ("", "tok/s (P10-P90)", "first token", "draft", "how", "slots", "resident", "binds", "best other engine")
+    for name in names:
         table.add_column(name, no_wrap=True)
     for label, entry in rows:
         choice, plan = entry.choice, entry.plan
@@ -79,7 +83,7 @@ def show_comparison(rows: Sequence[tuple[str, Recommendation]], failures: Sequen
             f"{choice.tokens_per_s:.2f} ({_low_high(plan)})",
             format_s(choice.ttft_s),
             choice.draft or "none",
-            str(choice.draft_len),
+            choice.drafting,
             str(choice.slots),
             f"{choice.num_resident_layers}/{choice.num_layers}",
             entry.binds,
@@ -99,13 +103,27 @@ def command_line(plan: Plan, path: Path, *, is_sampled: bool = False, num_thread
     if plan.target.fingerprint.startswith(_BY_NAME):
         words += [f"-m {plan.target.name}", f"--device-memory {plan.devices[0].budget_bytes // 2**20}MiB"]
         words += [f"--ctx-size {plan.context_tokens}"]
-        if isinstance(plan.draft, ChainDraft):
-            words += [f"-md {plan.draft.model}", f"--draft-len {plan.draft.draft_len}"]
+        words += _draft_flags(plan)
     else:
         words += [f"--plan {shlex.quote(str(path))}"]
     words += [] if plan.workload is None else [f"--max-tokens {plan.workload.new_tokens}"]
     words += ["--temp 1"] * is_sampled + ([] if num_threads is None else [f"--threads {num_threads}"])
     return " ".join([*words, "--file prompt.txt"])
+
+
+def _draft_flags(plan: Plan) -> list[str]:
+    match plan.draft:
+        case ChainDraft(model=model, draft_len=draft_len):
+            return [f"-md {model}", f"--draft-len {draft_len}"]
+        case TreeDraft() | HybridDraft():
+            return [
+                f"-md {plan.draft.model}",
+                f"--draft-kind {plan.draft.kind}",
+                f"--draft-tree {plan.draft.num_nodes}",
+            ]
+        case NgramDraft(num_nodes=num_nodes):
+            return ["--draft-kind ngram", f"--draft-tree {num_nodes}"]
+    return []
 
 
 def _speed(plan: Plan) -> str:
@@ -140,13 +158,21 @@ def _facts(recommendation: Recommendation) -> list[str]:
 
 
 def _described(choice: Choice) -> str:
-    draft = f"draft {choice.draft}, {choice.draft_len} tokens a round" if choice.draft else "no draft"
+    draft = f"draft {choice.draft}, {choice.drafting}" if choice.draft else choice.drafting
     if choice.slots == 0:
         return f"{draft}; everything resident"
     return (
         f"{draft}; resident {choice.residents}; "
         f"{choice.slots} slot{'s' * (choice.slots > 1)}; "
         f"{format_tokens_per_s(choice.tokens_per_s)}"
+    )
+
+
+def _kind(choice: Choice) -> str:
+    of_model = f" of {choice.draft}" if choice.draft else ""
+    return (
+        f"{choice.drafting}{of_model}: {format_tokens_per_s(choice.tokens_per_s)}, "
+        f"{choice.tokens_per_round:.2f} tokens per round of {format_s(choice.round_s)}"
     )
 
 

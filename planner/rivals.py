@@ -1,6 +1,6 @@
 """Other engines, priced from the same measurements: one that copies without prefetch, one that lets the CPU compute.
 
-Each gets its own best draft length, with each draft and without. What its own kernels do better than the measured ones
+Each gets its own best chain, with each draft and without. What its own kernels do better than the measured ones
 (fused low-bit products, for one) is not in here.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from planner.contracts.errors import DraftstreamError
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.recommendation import Rival
+from planner.drafting import EVERY_CHAIN, NO_DRAFTING
 from planner.scoring import Candidate, Scorer
 from planner.search import Request, place, within_tables
 
@@ -29,7 +30,7 @@ _MAPPED = _Kind("mapped", "computes where the page cache holds the weights, all 
 
 def rivals(scorer: Scorer, drafts: Sequence[ModelShape], request: Request) -> tuple[Rival, ...]:
     """Each engine that can run here, without a draft and with each at its best length, the fastest first."""
-    profile, request = scorer.profile, within_tables(scorer, request)
+    profile, request = scorer.profile, within_tables(scorer, replace(request, draftings=EVERY_CHAIN))
     kinds = [_NO_PREFETCH]
     if request.wishes.link.kind == "cuda":
         if any(entry.processor == "host" and entry.unit == "layer" for entry in profile.compute):
@@ -49,20 +50,20 @@ def rivals(scorer: Scorer, drafts: Sequence[ModelShape], request: Request) -> tu
 def _priced(kind: _Kind, scorer: Scorer, draft: ModelShape | None, request: Request) -> Rival | None:
     """The engine at its best draft length; None where it does not fit or a measurement is missing."""
     best: tuple[float, int] | None = None
-    for draft_len in (0,) if draft is None else request.draft_lens:
-        wishes = replace(request.wishes, draft_len=draft_len, num_slots=kind.num_slots, prefill_chunk_tokens=1)
+    for drafting in (NO_DRAFTING,) if draft is None else request.draftings:
+        wishes = replace(request.wishes, drafting=drafting, num_slots=kind.num_slots, prefill_chunk_tokens=1)
         placement, host_bytes = place(scorer.profile.target, draft, request, wishes)
         if placement is None:
             continue
         candidate = Candidate(
-            draft=draft, draft_len=draft_len, prefill_chunk_tokens=1, placement=placement, host_bytes=host_bytes
+            draft=draft, drafting=drafting, prefill_chunk_tokens=1, placement=placement, host_bytes=host_bytes
         )
         try:
             round_s = scorer.cpu_round_s(candidate) if kind.is_on_cpu else scorer.serial_round_s(candidate)
         except DraftstreamError:
             return None
         speed = max(request.workload.new_tokens - 1, 1) / scorer.decode_s(candidate, round_s)
-        best = max(best or (0.0, 0), (speed, draft_len))
+        best = max(best or (0.0, 0), (speed, drafting.num_nodes))
     if best is None:
         return None
     return Rival(

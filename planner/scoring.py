@@ -1,6 +1,6 @@
 """Seconds, tokens and bytes of candidate plans, many at once: from a profile's tables to tok/s and time to first token.
 
-A candidate is a draft, its length, a prefill chunk and a placement. Placements repeat among candidates, so that their
+A candidate is a way to draft, a prefill chunk and a placement. Placements repeat among candidates, so that their
 arrays are made once; the rounds of all candidates go through the recurrence together.
 """
 
@@ -14,15 +14,17 @@ from typing import Literal, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.acceptance import Yield, chain_yield, curve_yield, sampled_yield
+from planner.acceptance import Yield
 from planner.contracts.errors import BadInputError
 from planner.contracts.layer_parts import DECODER_KINDS
 from planner.contracts.model_shape import ModelShape
-from planner.contracts.plan import INLINE_BYTES, LinkChoice, Staging, Unit, UnitKind, Workload
+from planner.contracts.plan import INLINE_BYTES, LinkChoice, ProbabilityCurve, Staging, Unit, UnitKind, Workload
 from planner.contracts.profile import Processor, Profile
+from planner.drafting import Drafting
 from planner.placement import Placement, choose_sources, units_of
 from planner.schedule import Schedule, ScheduleBatch, Step, passes_s, round_time_s, round_times_s
-from planner.timing import Timing, missing
+from planner.timing import Timing
+from planner.yields import Yields
 
 FloatArray = NDArray[np.float64]
 
@@ -35,7 +37,7 @@ class Candidate:
     """What distinguishes one plan from another on the same machine, target and budget."""
 
     draft: ModelShape | None
-    draft_len: int  # 0 without a draft
+    drafting: Drafting
     prefill_chunk_tokens: int
     placement: Placement
     host_bytes: int  # for weights, beside everything else on the host
@@ -57,7 +59,7 @@ class RoundTerms:
     draft_s: float
     host_s: float
     tokens_per_round: float
-    draft_len: int
+    max_depth: int  # of what is drafted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +129,7 @@ class Scorer:
         self.profile = profile
         self.timing = Timing(profile, link)
         self.workload = workload
-        self._is_sampled = is_sampled
+        self._yields = Yields(profile, workload.domain, is_sampled=is_sampled)
         self._draft_processor: Processor = "host" if draft_on_host else "device"
         self._hazard_gain = hazard_gain
         self._factors = defaultdict(lambda: 1.0, factors or {})
@@ -146,7 +148,7 @@ class Scorer:
 
     def score(self, candidates: Sequence[Candidate]) -> list[Score]:
         """The score of each candidate, in order; those that differ in their prefill alone share their rounds."""
-        keys = [(entry.placement, entry.host_bytes, _fingerprint(entry), entry.draft_len) for entry in candidates]
+        keys = [(entry.placement, entry.host_bytes, _fingerprint(entry), entry.drafting) for entry in candidates]
         first = dict(zip(reversed(keys), reversed(candidates), strict=True))
         terms = {key: self.terms(candidate) for key, candidate in first.items()}
         rounds_s = dict(zip(terms, rounds_of(list(terms.values())), strict=True))
@@ -158,11 +160,11 @@ class Scorer:
     def terms(self, candidate: Candidate) -> RoundTerms:
         """The parts of the candidate's rounds."""
         placed = self._placed(candidate.placement, candidate.host_bytes)
-        num_verified = candidate.draft_len + 1
+        num_verified = candidate.drafting.num_verified
         alone_s_U, slope_U = self._pass_times(
             candidate.placement, candidate.host_bytes, num_verified, self.decode_context_tokens
         )
-        tokens = self.tokens_per_round(_fingerprint(candidate), candidate.draft_len)
+        tokens = self.tokens_per_round(_fingerprint(candidate), candidate.drafting)
         host_s = self.timing.round_s(num_verified)
         draft_s = self._draft_s(candidate, tokens, 0.0)
         transfers_s = max(float(placed.copies_s[0].sum()), float(placed.reads_s[0].sum()))
@@ -187,8 +189,8 @@ class Scorer:
             num_staging_buffers=0 if placed.staging is None else placed.staging.num_buffers,
             draft_s=draft_s * factors["draft"],
             host_s=host_s * factors["host"],
-            tokens_per_round=min(max(1.0, tokens.mean * factors["tokens"]), num_verified),
-            draft_len=candidate.draft_len,
+            tokens_per_round=self._tokens_per_round(candidate, tokens),
+            max_depth=candidate.drafting.max_depth,
         )
 
     def serial_round_s(self, candidate: Candidate) -> float:
@@ -211,10 +213,23 @@ class Scorer:
         seconds = self._draft_prefill(candidate.draft.fingerprint, candidate.prefill_chunk_tokens)
         return seconds * self._factors["draft"]
 
+    def draft_level_s(self, candidate: Candidate, num_nodes: int) -> float:
+        """Seconds of one pass of the draft over a tree's level, or over a chain's next token."""
+        assert candidate.draft is not None
+        seconds = self.timing.draft_pass_s(
+            candidate.draft.fingerprint,
+            num_nodes,
+            self.decode_context_tokens,
+            0.0,
+            self._draft_processor,
+            is_tree_level=candidate.drafting.kind != "chain",
+        )
+        return seconds * self._factors["draft"]
+
     def decode_s(self, candidate: Candidate, round_s: float) -> float:
         """Seconds of decoding the workload after its first token, in rounds of a length."""
-        tokens = self.tokens_per_round(_fingerprint(candidate), candidate.draft_len)
-        mean = min(max(1.0, tokens.mean * self._factors["tokens"]), candidate.draft_len + 1)
+        tokens = self.tokens_per_round(_fingerprint(candidate), candidate.drafting)
+        mean = self._tokens_per_round(candidate, tokens)
         return num_rounds(self.workload, mean, tokens.round_frac) * round_s + self.first_draft_s(candidate)
 
     def _score(self, candidate: Candidate, terms: RoundTerms, round_s: float) -> Score:
@@ -239,52 +254,47 @@ class Scorer:
         return num_passes * self.timing.draft_pass_s(fingerprint, num_tokens, prompt_tokens / 2, 0.0, processor)
 
     def _compute_only_s(self, candidate: Candidate, placed: _PlacedUnits, elsewhere: Processor) -> float:
-        num_verified, context_tokens = candidate.draft_len + 1, self.decode_context_tokens
+        num_verified, context_tokens = candidate.drafting.num_verified, self.decode_context_tokens
         counts = Counter(zip(placed.class_U.tolist(), placed.is_streamed_U.tolist(), strict=True))
         compute_s = 0.0
         for (of_unit, is_streamed), count in counts.items():
             processor = elsewhere if is_streamed else "device"
             unit_s = _class_s(self.timing, placed.classes[of_unit], num_verified, context_tokens, 0.0, processor)
             compute_s += count * unit_s
-        tokens, factors = self.tokens_per_round(_fingerprint(candidate), candidate.draft_len), self._factors
+        tokens, factors = self.tokens_per_round(_fingerprint(candidate), candidate.drafting), self._factors
         draft_s = self._draft_s(candidate, tokens, 0.0) * factors["draft"]
         return compute_s * factors["compute"] + draft_s + self.timing.round_s(num_verified) * factors["host"]
 
+    def _tokens_per_round(self, candidate: Candidate, tokens: Yield) -> float:
+        """The corrected mean, within what the draft allows."""
+        return min(max(1.0, tokens.mean * self._factors["tokens"]), candidate.drafting.max_depth + 1.0)
+
     def _draft_s(self, candidate: Candidate, tokens: Yield, load_bytes_per_s: float) -> float:
+        """Seconds of drafting in a round: the first pass of the model, the others, and looking up n-grams."""
+        drafting = candidate.drafting
+        lookup_s = self.timing.ngram_s(drafting.num_nodes) if drafting.kind in ("ngram", "hybrid") else 0.0
         if candidate.draft is None:
-            return 0.0
-        return self.timing.draft_s(
+            return lookup_s
+        passes_s = self.timing.draft_s(
             candidate.draft.fingerprint,
-            candidate.draft_len,
+            drafting,
             self.decode_context_tokens,
             load_bytes_per_s,
             self._draft_processor,
             mean_fed=1 + tokens.survival[-1],  # after a round that accepted all, the last token is fed too
         )
+        return passes_s + lookup_s
 
-    def _yield(self, fingerprint: str | None, draft_len: int) -> Yield:
+    def calibration(self, candidate: Candidate) -> ProbabilityCurve | None:
+        """How the runtime is to read the draft's probabilities; None where nothing depends on them."""
+        is_adaptive = candidate.drafting.kind in ("tree", "hybrid") or candidate.drafting.tiers
+        if candidate.draft is None or not is_adaptive:
+            return None
+        return self._yields.calibration(candidate.draft.fingerprint)
+
+    def _yield(self, fingerprint: str | None, drafting: Drafting) -> Yield:
         """Tokens per round from recordings of the workload's domain, or from a published curve."""
-        if fingerprint is None or draft_len == 0:
-            return Yield(mean=1.0, between_frac=0.0, round_frac=0.0, num_prompts=1, survival=())
-        domain = self.workload.domain
-        recordings = [
-            entry
-            for entry in self.profile.acceptance
-            if entry.fingerprint == fingerprint and domain in (None, entry.domain)
-        ]
-        curves = [entry for entry in self.profile.curves if entry.draft == self._name(fingerprint)]
-        if recordings:
-            found = (sampled_yield if self._is_sampled else chain_yield)(recordings, draft_len)
-        elif curves:
-            found = curve_yield(curves[0], draft_len)
-        else:
-            raise missing(
-                f"the acceptance of the draft {self._name(fingerprint)} on {domain or 'any text'}", "acceptance"
-            )
-        return _with_hazards(found, self._hazard_gain)
-
-    def _name(self, fingerprint: str) -> str:
-        return next(draft.name for draft in self.profile.drafts if draft.fingerprint == fingerprint)
+        return _with_hazards(self._yields.of(fingerprint, drafting), self._hazard_gain)
 
     def _place(self, placement: Placement, host_bytes: int) -> _PlacedUnits:
         target, link = self.profile.target, self.timing.link
@@ -368,7 +378,7 @@ def rounds_of(terms: Sequence[RoundTerms]) -> FloatArray:
         rows = [row for row, entry in enumerate(terms) if entry.num_staging_buffers == num_buffers]
         chosen = [terms[row] for row in rows]
         if len(chosen) <= _FEW:
-            rounds_s[rows] = [round_time_s(_schedule(entry)) for entry in chosen]
+            rounds_s[rows] = [round_time_s(schedule_of(entry)) for entry in chosen]
             continue
         num_units = max(len(entry.compute_s_U) for entry in chosen)
         batch = ScheduleBatch(
@@ -384,7 +394,8 @@ def rounds_of(terms: Sequence[RoundTerms]) -> FloatArray:
     return rounds_s
 
 
-def _schedule(terms: RoundTerms) -> Schedule:
+def schedule_of(terms: RoundTerms) -> Schedule:
+    """The schedule that joins the terms."""
     units = zip(
         terms.is_streamed_U.tolist(),
         terms.compute_s_U.tolist(),

@@ -1,11 +1,11 @@
-"""The best plan for a target here: every draft and length, slots and prefill chunks enumerated, placed and scored.
+"""The best plan for a target here: every way to draft, slots and prefill chunks enumerated, placed and scored.
 
 The baseline without a draft is planned anew with the draft's memory given back, so that "do not speculate" and "do not
 stream, it fits" are answers like any other. Among plans within noise of the best the simplest is taken.
 """
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -22,18 +22,20 @@ from planner.budget import (
 from planner.contracts.errors import DraftstreamError, NoFeasiblePlanError, UsageError
 from planner.contracts.layer_parts import Granularity
 from planner.contracts.model_shape import ModelShape
-from planner.contracts.plan import MAX_DRAFT_LEN, LinkChoice, Plan, Unit, Workload
+from planner.contracts.plan import LinkChoice, Plan, Unit, Workload
 from planner.contracts.profile import Profile
 from planner.contracts.quantities import format_bytes
+from planner.drafting import DRAFT_KINDS, EVERY_DRAFTING, MODEL_KINDS, NO_DRAFTING, Drafting, DraftKind
 from planner.memory import Overheads
 from planner.placement import Placement, choose_residents
+from planner.round_costs import round_costs
 from planner.scoring import Candidate, Score, Scorer
 from planner.uncertainty import ModelError, Outlook, outlook, performances, prior
 
-DRAFT_LENS = (*range(1, 17), 20, 24, 28, 32, 40, 48, MAX_DRAFT_LEN)
 SLOT_COUNTS = (2, 3, 4)
 _UNBOUNDED_BYTES = 2**60
 _NOISE_FRAC = 0.005  # plans closer than this to the best are as good
+_NUM_REFINED = 5  # sizes of each kind of draft that are tried with every number of slots and in parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,9 +43,9 @@ class Request:
     """What is wanted, and what is ruled out."""
 
     budget: Budget
-    wishes: Wishes  # of its draft_len, num_slots and prefill_chunk_tokens only a stated chunk counts
+    wishes: Wishes  # of its drafting, num_slots and prefill_chunk_tokens only a stated chunk counts
     workload: Workload
-    draft_lens: tuple[int, ...] = DRAFT_LENS
+    draftings: tuple[Drafting, ...] = EVERY_DRAFTING  # that of no draft is always among the candidates
     slot_counts: tuple[int, ...] = SLOT_COUNTS
     grains: tuple[Granularity, ...] = ("layers", "parts")
     resident_only: bool = False
@@ -61,7 +63,7 @@ def request_for(
     workload: Workload,
     *,
     context_tokens: int | None = None,
-    draft_len: int | None = None,
+    draftings: Sequence[Drafting] | None = None,
     num_slots: int | None = None,
     draft_on_host: bool = False,
 ) -> Request:
@@ -81,14 +83,13 @@ def request_for(
         wishes=Wishes(
             dtype=profile.dtype,
             context_tokens=context_tokens or needed_tokens,
-            draft_len=0,
             link=link,
             device=device,
             draft_on_host=draft_on_host and link.kind == "cuda",
             overheads=Overheads.of(profile.memory),
         ),
         workload=workload,
-        draft_lens=DRAFT_LENS if draft_len is None else (draft_len,),
+        draftings=EVERY_DRAFTING if draftings is None else tuple(draftings),
         slot_counts=SLOT_COUNTS if num_slots is None else (num_slots,),
     )
 
@@ -105,9 +106,21 @@ class Ranking:
         """The score to plan by."""
         return self.scores[0]
 
-    def best_of(self, fingerprint: str | None) -> Score | None:
-        """The best score with a draft, or without one."""
-        return next((score for score in self.scores if _fingerprint(score) == fingerprint), None)
+    @property
+    def baseline(self) -> Score:
+        """The best score without any draft."""
+        return next(score for score in self.scores if score.candidate.drafting == NO_DRAFTING)
+
+    def best_of(self, fingerprint: str | None, kind: DraftKind | None = None) -> Score | None:
+        """The best score with a draft model, or without one; of one kind of draft, or of any."""
+        return next(
+            (
+                score
+                for score in self.scores
+                if _fingerprint(score) == fingerprint and kind in (None, score.candidate.drafting.kind)
+            ),
+            None,
+        )
 
 
 def rank(profile: Profile, request: Request) -> Ranking:
@@ -116,31 +129,58 @@ def rank(profile: Profile, request: Request) -> Ranking:
     Raises: NoFeasiblePlanError, where nothing fits; BadInputError, where a measurement is missing.
     """
     scorer = scorer_for(profile, request)
+    ways = () if request.never_speculate else tuple(_ways(profile, request))
     request = within_tables(scorer, request)
-    refused = []
     grains = granularities(scorer, request)
-    candidates = candidates_of(profile.target, None, request, grains)
-    if not candidates:
+    plain = candidates_of(profile.target, None, replace(request, draftings=(NO_DRAFTING,)), grains)
+    if not plain:
         raise _nothing_fits(profile.target, request, grains)
-    scores = scorer.score(candidates)
-    for draft in () if request.never_speculate else profile.drafts:
-        why_not = _why_unfit(draft, request)
-        if why_not is None:
-            try:
-                with_draft = candidates_of(profile.target, draft, request, grains)
-                scores += scorer.score(with_draft)
-                why_not = None if with_draft else _why_too_big(profile.target, draft, request, grains)
-            except DraftstreamError as error:
-                why_not = f"{error.what}: {error.why}"
-        if why_not is not None:
-            refused.append((draft.name, why_not))
-    return Ranking(scores=tuple(_ordered(scores)), refused=tuple(refused))
+    scores, refused = scorer.score(plain), dict[str, str]()
+    for draft, kind in ways:
+        if draft is not None and draft.name in refused:
+            continue  # a tree asks for no less than a chain
+        name = "n-grams" if draft is None else draft.name + f" ({kind})" * (kind != "chain")
+        asked = _of_kind(request, kind)
+        try:
+            found = _scored(scorer, draft, asked, grains)
+            if not found:
+                refused[name] = _why_unfit(profile.target, draft, asked, grains)
+            scores += found
+        except DraftstreamError as error:
+            refused[name] = f"{error.what}: {error.why}"
+    return Ranking(scores=tuple(_ordered(scores)), refused=tuple(refused.items()))
+
+
+def _ways(profile: Profile, request: Request) -> Iterator[tuple[ModelShape | None, DraftKind]]:
+    """The draft models and kinds of draft that the request allows."""
+    kinds = [kind for kind in DRAFT_KINDS if kind in {entry.kind for entry in request.draftings}]
+    yield from ((None, kind) for kind in kinds if kind == "ngram")
+    yield from ((draft, kind) for draft in profile.drafts for kind in kinds if kind in MODEL_KINDS)
+
+
+def _of_kind(request: Request, kind: DraftKind) -> Request:
+    return replace(request, draftings=tuple(entry for entry in request.draftings if entry.kind == kind))
+
+
+def _scored(scorer: Scorer, draft: ModelShape | None, request: Request, grains: Sequence[Granularity]) -> list[Score]:
+    """Scores of one kind of draft: every size with the fewest slots, the best sizes with all of them and in parts."""
+    target = scorer.profile.target
+    if draft is not None and draft.max_context_tokens < request.wishes.context_tokens:
+        return []
+    first = replace(request, slot_counts=request.slot_counts[:1])
+    coarse = scorer.score(candidates_of(target, draft, first))
+    if not coarse:
+        return scorer.score(candidates_of(target, draft, request, grains))
+    sizes = dict.fromkeys(score.candidate.drafting for score in sorted(coarse, key=lambda score: score.total_s))
+    refined = replace(request, draftings=tuple(itertools.islice(sizes, _NUM_REFINED)))
+    known = {score.candidate for score in coarse}
+    return coarse + scorer.score([one for one in candidates_of(target, draft, refined, grains) if one not in known])
 
 
 def within_tables(scorer: Scorer, request: Request) -> Request:
-    """The request with only those draft lengths whose verification the profile's tables reach."""
-    longest = scorer.timing.most_verified_tokens() - 1
-    return replace(request, draft_lens=tuple(length for length in request.draft_lens if length <= longest))
+    """The request with only those sizes of drafts whose verification the profile's tables reach."""
+    most = scorer.timing.most_verified_tokens()
+    return replace(request, draftings=tuple(entry for entry in request.draftings if entry.num_verified <= most))
 
 
 def scorer_for(profile: Profile, request: Request) -> Scorer:
@@ -169,16 +209,16 @@ def candidates_of(
     request: Request,
     grains: Sequence[Granularity] = ("layers",),
 ) -> list[Candidate]:
-    """The candidates with one draft, or with none, that fit the budget; none where nothing does."""
-    draft_lens = (0,) if draft is None else request.draft_lens
+    """The candidates with one draft model, or without one, that fit the budget; none where nothing does."""
+    draftings = [entry for entry in request.draftings if entry.has_model == (draft is not None)]
     rooms = {
         wishes: room
-        for draft_len, chunk_tokens in itertools.product(draft_lens, _chunks(request.wishes))
-        for wishes in [replace(request.wishes, draft_len=draft_len, prefill_chunk_tokens=chunk_tokens)]
+        for drafting, chunk_tokens in itertools.product(draftings, _chunks(request.wishes))
+        for wishes in [replace(request.wishes, drafting=drafting, prefill_chunk_tokens=chunk_tokens)]
         for room in [_room(target, draft, request.budget, wishes)]
         if room is not None
     }
-    found: dict[tuple[int, int, Placement], Candidate] = {}
+    found: dict[tuple[Drafting, int, Placement], Candidate] = {}
     is_free = request.slot_counts == SLOT_COUNTS
     for num_slots in (*request.slot_counts, 1) if is_free else request.slot_counts:
         if is_free and num_slots == 1 and found:
@@ -190,12 +230,12 @@ def candidates_of(
                 continue
             candidate = Candidate(
                 draft=draft,
-                draft_len=wishes.draft_len,
+                drafting=wishes.drafting,
                 prefill_chunk_tokens=wishes.prefill_chunk_tokens or 1,
                 placement=placement,
                 host_bytes=room.host_bytes,
             )
-            found.setdefault((candidate.draft_len, candidate.prefill_chunk_tokens, placement), candidate)
+            found.setdefault((candidate.drafting, candidate.prefill_chunk_tokens, placement), candidate)
     return list(found.values())
 
 
@@ -239,14 +279,14 @@ def plan_of(profile: Profile, request: Request, score: Score) -> tuple[Plan, Out
     candidate, scorer = score.candidate, scorer_for(profile, request)
     wishes = replace(
         request.wishes,
-        draft_len=candidate.draft_len,
+        drafting=candidate.drafting,
         num_slots=max(1, candidate.placement.num_slots),
         prefill_chunk_tokens=candidate.prefill_chunk_tokens,
         granularity=candidate.placement.granularity,
     )
     plan = plan_for_budget(profile.target, candidate.draft, request.budget, wishes)
     fingerprint = None if candidate.draft is None else candidate.draft.fingerprint
-    tokens = scorer.tokens_per_round(fingerprint, candidate.draft_len)
+    tokens = scorer.tokens_per_round(fingerprint, candidate.drafting)
     expected_rounds = request.workload.new_tokens / tokens.mean
     drawn = outlook(
         score.terms,
@@ -264,6 +304,8 @@ def plan_of(profile: Profile, request: Request, score: Score) -> tuple[Plan, Out
         "predicted_p10": low,
         "predicted_p90": high,
         "workload": request.workload,
+        "round_costs": round_costs(scorer, candidate),
+        "draft_calibration": scorer.calibration(candidate),
         "calibration": {} if request.error is None else request.error.corrections,
     }
     return plan.model_copy(update=update), drawn
@@ -289,7 +331,8 @@ def _ordered(scores: Iterable[Score]) -> list[Score]:
     simplest = min(
         as_good,
         key=lambda score: (
-            score.candidate.draft_len,
+            DRAFT_KINDS.index(score.candidate.drafting.kind),
+            score.candidate.drafting.num_nodes,
             score.candidate.placement.granularity == "parts",
             score.candidate.placement.num_slots,
             score.total_s,
@@ -308,11 +351,11 @@ def _fingerprint(score: Score) -> str | None:
     return None if score.candidate.draft is None else score.candidate.draft.fingerprint
 
 
-def _smallest(request: Request, grains: Sequence[Granularity], draft_len: int) -> Wishes:
+def _smallest(request: Request, grains: Sequence[Granularity], drafting: Drafting) -> Wishes:
     """The wishes that take the least memory."""
     return replace(
         request.wishes,
-        draft_len=draft_len,
+        drafting=drafting,
         num_slots=1,
         prefill_chunk_tokens=min(_chunks(request.wishes)),
         granularity=grains[-1],
@@ -321,7 +364,7 @@ def _smallest(request: Request, grains: Sequence[Granularity], draft_len: int) -
 
 def _nothing_fits(target: ModelShape, request: Request, grains: Sequence[Granularity]) -> DraftstreamError:
     """The error that says by how much, and the smallest relaxation that works."""
-    wishes = _smallest(request, grains, 0)
+    wishes = _smallest(request, grains, NO_DRAFTING)
     budget = request.budget
     try:
         plan_for_budget(target, None, budget, wishes)
@@ -344,21 +387,19 @@ def _given(budget: Budget) -> tuple[str, ...]:
     return ("--device-memory",) if budget.target_bytes is None else ("--device-memory", "--target-memory")
 
 
-def _why_unfit(draft: ModelShape, request: Request) -> str | None:
-    """Why a draft cannot take part whatever memory there is; None where it can."""
-    if not request.draft_lens:
-        return "the profile was measured for fewer verified tokens than that draft length asks for"
-    if draft.max_context_tokens < request.wishes.context_tokens:
+def _why_unfit(target: ModelShape, draft: ModelShape | None, request: Request, grains: Sequence[Granularity]) -> str:
+    """Why nothing with that kind of draft is among the candidates."""
+    if not request.draftings:
+        return "the profile was measured for fewer verified tokens than that draft asks for"
+    context_tokens = request.wishes.context_tokens
+    if draft is not None and draft.max_context_tokens < context_tokens:
         return (
-            f"it was made for {draft.max_context_tokens} tokens of context, and {request.wishes.context_tokens} are "
-            "planned: beyond its own it proposes nothing"
+            f"it was made for {draft.max_context_tokens} tokens of context, and {context_tokens} are planned: "
+            "beyond its own it proposes nothing"
         )
-    return None
-
-
-def _why_too_big(target: ModelShape, draft: ModelShape, request: Request, grains: Sequence[Granularity]) -> str:
+    smallest = min(request.draftings, key=lambda entry: entry.num_nodes)
     try:
-        plan_for_budget(target, draft, request.budget, _smallest(request, grains, min(request.draft_lens)))
+        plan_for_budget(target, draft, request.budget, _smallest(request, grains, smallest))
     except NoFeasiblePlanError as error:
         return f"{error.what}; {error.why}"
     return "with it the target does not fit without streaming"

@@ -28,6 +28,7 @@ from planner.contracts.profile import (
     Profile,
     Spread,
 )
+from planner.drafting import Drafting
 
 _MOST_EXTRAPOLATION = 4
 _SHORT_CONTEXT_TOKENS = 512  # up to which attention is a small part of any layer, so that its growth may be unmeasured
@@ -174,7 +175,8 @@ class Timing:
             lambda entry: _Unit(entry.unit, entry.index, entry.num_rows, entry.processor),
         )
         self._drafts = _by_load(
-            _beside(profile.draft_passes, link), lambda entry: (entry.fingerprint, entry.processor, entry.is_first)
+            _beside(profile.draft_passes, link),
+            lambda entry: (entry.fingerprint, entry.processor, entry.is_first, entry.is_tree_level),
         )
         self._tables: dict[object, LoadedTable] = {}
         first: dict[LayerShape, int] = {}
@@ -258,13 +260,15 @@ class Timing:
         processor: Processor = "device",
         *,
         is_first: bool = False,
+        is_tree_level: bool = False,
     ) -> float:
-        """Seconds of one pass of a draft, its pick included."""
-        key = (fingerprint, processor, is_first)
+        """Seconds of one pass of a draft, its picks included."""
+        key = (fingerprint, processor, is_first, is_tree_level)
         if key not in self._drafts:
             if is_first:  # not told apart
                 return self.draft_pass_s(fingerprint, num_tokens, context_tokens, load_bytes_per_s, processor)
-            raise missing(f"the passes of the draft {fingerprint[:12]} on the {processor}", "rounds")
+            of_trees = " over the levels of a tree" * is_tree_level
+            raise missing(f"the passes of the draft {fingerprint[:12]}{of_trees} on the {processor}", "rounds")
         return self._table(key, "a draft pass", self._drafts[key]).at(num_tokens, context_tokens, load_bytes_per_s)
 
     def most_verified_tokens(self) -> int:
@@ -278,23 +282,39 @@ class Timing:
 
     def most_draft_tokens(self, fingerprint: str, processor: Processor) -> int:
         """The widest pass of a draft that the table reaches."""
-        by_load = self._drafts.get((fingerprint, processor, False), {})
+        by_load = self._drafts.get((fingerprint, processor, False, False), {})
         return _MOST_EXTRAPOLATION * max(num_tokens for points in by_load.values() for num_tokens, _ in points)
 
     def draft_s(
         self,
         fingerprint: str,
-        draft_len: int,
+        drafting: Drafting,
         context_tokens: float,
         load: float,
         processor: Processor,
         mean_fed: float,
     ) -> float:
-        """Seconds of drafting a chain: its first pass feeds what was accepted since the last, the others a token."""
-        if draft_len == 0:
+        """Seconds that a draft model takes for a round: its first pass feeds what was accepted since the last.
+
+        The others feed one token of a chain, or as many nodes of a tree as are left for them.
+        """
+        if not drafting.has_model:
             return 0.0
         first_s = self.draft_pass_s(fingerprint, mean_fed, context_tokens, load, processor, is_first=True)
-        return first_s + (draft_len - 1) * self.draft_pass_s(fingerprint, 1, context_tokens, load, processor)
+        if drafting.kind == "chain":
+            further_s = self.draft_pass_s(fingerprint, 1, context_tokens, load, processor)
+        else:
+            further_s = self.draft_pass_s(
+                fingerprint, drafting.pass_nodes, context_tokens, load, processor, is_tree_level=True
+            )
+        return first_s + (drafting.max_depth - 1) * further_s
+
+    def ngram_s(self, num_nodes: float) -> float:
+        """Seconds of looking up so many tokens in earlier text, and of learning what became of them."""
+        unit = _Unit("ngram", 0, None, "host")
+        if unit not in self._units:
+            raise missing("the look-up of n-grams", "rounds")
+        return self._unit(unit).at(num_nodes, 0)
 
     def link_fit(self, name: LinkName, *, loaded: bool) -> LinkFit | None:
         """Latency and bandwidth by Theil and Sen: the median slope over all pairs of sizes."""

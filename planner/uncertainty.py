@@ -156,7 +156,7 @@ def outlook(
         for draw in range(num_draws)
     ]
     round_s = rounds_of(drawn)
-    tokens_per_round = np.clip(terms.tokens_per_round * scale["tokens"], 1.0, terms.draft_len + 1)
+    tokens_per_round = np.clip(terms.tokens_per_round * scale["tokens"], 1.0, terms.max_depth + 1)
     rounds = np.array([num_rounds(workload, float(tokens), round_frac) for tokens in tokens_per_round])
     first_s = first_draft_s * scale["draft"]
     return Outlook(

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import PreTrainedModel
 
-from planner.contracts.errors import NoFeasiblePlanError, PlanMismatchError
+from planner.contracts.errors import NoFeasiblePlanError, PlanMismatchError, UsageError
 from planner.contracts.model_folder import ModelFolder, fingerprint, open_model_folder
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import (
-    ChainDraft,
     CudaLink,
     DiskLink,
     Dtype,
     EmulatedLink,
     LinkChoice,
-    NoDraft,
+    ModelDraft,
     Plan,
+    SelfDraft,
     Workload,
 )
 from planner.contracts.profile import Profile
@@ -41,7 +41,10 @@ from runtime.tokenizer import check_same_tokens, encode_prompt, load_tokenizer
 from runtime.trace import Trace
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from planner.budget import Budget
+    from planner.drafting import Drafting
 
 __all__ = [
     "Engine",
@@ -98,21 +101,30 @@ def make_plan(
     limits: Limits | None = None,
     context_tokens: int | None = None,
     draft_len: int = DEFAULT_DRAFT_LEN,
+    drafting: Drafting | None = None,
     num_slots: int = 2,
     dtype: Dtype | None = None,
     link: LinkChoice | str | None = None,
 ) -> Plan:
-    """A plan that fits this machine and the limits; nothing is loaded.
+    """A plan that fits this machine and the limits; nothing is loaded. `drafting` is another kind than a chain.
 
     Raises: BadInputError, NoFeasiblePlanError, UsageError.
     """
     from planner.budget import Wishes, plan_for_budget
+    from planner.drafting import NO_DRAFTING, chain
 
+    drafting = drafting or (NO_DRAFTING if draft is None else chain(draft_len))
+    if drafting.has_model and draft is None:
+        raise UsageError(
+            f"a {drafting.kind} without a draft model",
+            why="its tokens are a model's",
+            remedy="--draft MODEL, or --draft-kind ngram, which needs none",
+        )
     target_shape = _shape(target)
-    draft_shape = None if draft is None else _shape(draft)
-    if draft_shape is not None:
+    draft_shape = None if draft is None or not drafting.has_model else _shape(draft)
+    if drafting != NO_DRAFTING:
         for role, shape in (("target", target_shape), ("draft", draft_shape)):
-            if any(layer.kind == "recurrent" for layer in shape.layers):
+            if shape is not None and any(layer.kind == "recurrent" for layer in shape.layers):
                 raise cannot_roll_back(role, shape.model_type)
     dtype = dtype or target_shape.stored_dtype
     if not isinstance(link, DiskLink | EmulatedLink | CudaLink):
@@ -122,7 +134,7 @@ def make_plan(
     wishes = Wishes(
         dtype=dtype,
         context_tokens=context_tokens or min(DEFAULT_CONTEXT_TOKENS, target_shape.max_context_tokens),
-        draft_len=draft_len if draft_shape is not None else 0,
+        drafting=drafting,
         link=link,
         device=str(device),
         num_slots=num_slots,
@@ -136,7 +148,7 @@ def plan_by_profile(
     *,
     limits: Limits | None = None,
     context_tokens: int | None = None,
-    draft_len: int | None = None,
+    draftings: Sequence[Drafting] | None = None,
     num_slots: int | None = None,
     link: LinkChoice | str | None = None,
     never_speculate: bool = False,
@@ -159,18 +171,18 @@ def plan_by_profile(
         str(device),
         workload,
         context_tokens=context_tokens,
-        draft_len=draft_len,
+        draftings=draftings,
         num_slots=num_slots,
     )
     request = replace(request, never_speculate=never_speculate, is_sampled=is_sampled)
     ranking = rank(profile, request)
-    wanted = profile.drafts[0].fingerprint if draft_len is not None and profile.drafts and not never_speculate else None
-    score = ranking.best if wanted is None else ranking.best_of(wanted)
+    insisted = set() if draftings is None or never_speculate else set(draftings)
+    score = next((score for score in ranking.scores if not insisted or score.candidate.drafting in insisted), None)
     if score is None:
         raise NoFeasiblePlanError(
             "the draft cannot take part",
             why="; ".join(f"{name}: {why}" for name, why in ranking.refused),
-            remedy="drop --draft-len, which insists on it, or add --no-spec",
+            remedy="leave out the options that insist on it, or add --no-spec",
         )
     return plan_of(profile, request, score)[0]
 
@@ -186,10 +198,13 @@ def load(
     draft_len: int = DEFAULT_DRAFT_LEN,
     replace_modules: ReplaceModules | None = None,
     trace: Trace | None = None,
+    ngram_corpus: Sequence[Path] = (),
+    draft_may_fail: bool = False,
 ) -> Engine:
     """An engine that runs the target: by a plan (object or file), or by what fits `device_memory` or `limits`.
 
-    With a plan the draft, its length and the context are the plan's. Raises: any DraftstreamError.
+    With a plan the draft, its size and the context are the plan's. n-gram drafts also copy from the files of
+    `ngram_corpus`. A draft that fails ends a run, unless it may. Raises: any DraftstreamError.
     """
     if plan is None:
         if target is None:
@@ -203,7 +218,7 @@ def load(
     _check_fits_machine(plan, device)
     folder = _folder_of_plan(str(target or plan.target.name), plan.target.fingerprint, "target")
     draft_folder = None
-    if isinstance(plan.draft, ChainDraft):
+    if isinstance(plan.draft, ModelDraft):
         draft_folder = _folder_of_plan(str(draft or plan.draft.model), plan.draft.fingerprint, "draft")
     tokenizer = load_tokenizer(folder.path)
     if draft_folder is not None:
@@ -212,7 +227,16 @@ def load(
     with contextlib.ExitStack() as opened:
         streamed = opened.enter_context(_open(folder, plan, replace_modules, trace))
         drafting = None if draft_folder is None else opened.enter_context(_open_draft(draft_folder, plan))
-        engine = Engine(plan, streamed, drafting, tokenizer, gauge, trace)
+        engine = Engine(
+            plan,
+            streamed,
+            drafting,
+            tokenizer,
+            gauge,
+            trace,
+            ngram_corpus=ngram_corpus,
+            draft_may_fail=draft_may_fail,
+        )
         opened.pop_all()  # the engine closes them
         return engine
 
@@ -249,7 +273,7 @@ def _open(
 
 def _open_draft(folder: ModelFolder, plan: Plan) -> StreamedModel:
     draft = plan.draft
-    assert isinstance(draft, ChainDraft)
+    assert isinstance(draft, ModelDraft)
     if draft.device != 0:
         plan = plan.model_copy(update={"devices": plan.devices[draft.device :], "link": DiskLink()})
     skeleton = build_skeleton(folder, draft.dtype)
@@ -298,13 +322,13 @@ def _bytes(size: str | int | None) -> int | None:
 
 
 def _check_draft_kind(plan: Plan) -> None:
-    if not isinstance(plan.draft, ChainDraft | NoDraft):
+    if isinstance(plan.draft, SelfDraft):
         raise PlanMismatchError(
             f"the plan drafts with kind {plan.draft.kind}",
             why="this version does not implement it",
-            remedy="plan again with a chain draft, or without a draft",
+            remedy="plan again with another kind of draft, or without one",
         )
-    if isinstance(plan.draft, ChainDraft) and plan.draft.device != 0:
+    if isinstance(plan.draft, ModelDraft) and plan.draft.device != 0:
         names = [device.name for device in plan.devices]
         if names[plan.draft.device :] != ["cpu"]:
             raise PlanMismatchError(

@@ -1,19 +1,21 @@
 """A loaded target and draft that generate text, one request at a time, and report what was measured."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 from transformers import PreTrainedTokenizerBase
 
 from planner.contracts.errors import BadInputError, UsageError
-from planner.contracts.plan import ChainDraft, Plan
+from planner.contracts.plan import Plan
 from planner.contracts.report import FinishReason, Report
 from runtime.cached import CachedModel
 from runtime.clock import RoundClock
 from runtime.decode import Sampling, decode_rounds, prefill
-from runtime.draft import ChainDrafter, Drafter
+from runtime.draft.corpus import Corpus
+from runtime.draft.of_plan import Drafters
 from runtime.host import MemoryGauge
 from runtime.model import StreamedModel
 from runtime.report import RunRecord, build_report
@@ -61,19 +63,28 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         gauge: MemoryGauge,
         trace: Trace | None = None,
+        *,
+        ngram_corpus: Sequence[Path] = (),
+        draft_may_fail: bool = False,
     ) -> None:
         self.plan = plan
         self.tokenizer = tokenizer
         self.gauge = gauge
         self.trace = trace
-        self.target = CachedModel(target, plan.context_tokens)
-        self.draft = None if draft is None else CachedModel(draft, _draft_context(plan, draft))
+        self.target = CachedModel(target, plan.context_tokens, plan.tree_nodes)
+        self.draft = None if draft is None else CachedModel(draft, _draft_context(plan, draft), plan.draft_nodes)
         for role, model in (("target", self.target), ("draft", self.draft)):
-            if self.draft is not None and model is not None and not model.can_roll_back:
+            if plan.draft.kind != "none" and model is not None and not model.can_roll_back:
                 raise cannot_roll_back(role, model.streamed.model.config.model_type)
+        self.drafters = Drafters(
+            plan=plan,
+            draft=self.draft,
+            vocab_size=self.target.streamed.vocab_size,
+            corpus=Corpus.read(ngram_corpus, tokenizer.encode) if ngram_corpus else None,
+            may_fail=draft_may_fail,
+        )
         self.end_tokens = end_tokens(target.model, tokenizer)
         self.in_caches: Generation | None = None  # whose tokens the caches hold
-        self.make_chain_drafter: Callable[..., ChainDrafter] = ChainDrafter
 
     def generate(
         self,
@@ -101,19 +112,6 @@ class Engine:
                 system=system,
                 verify=verify,
             ),
-        )
-
-    def drafter(self, sampling: Sampling) -> Drafter | None:
-        """The plan's drafter for one request."""
-        if self.draft is None or not isinstance(self.plan.draft, ChainDraft):
-            return None
-        return self.make_chain_drafter(
-            self.draft,
-            sampling.settings,
-            sampling.uniforms,
-            vocab_size=self.target.streamed.vocab_size,
-            chunk_tokens=self.plan.prefill_chunk_tokens,
-            draft_len=self.plan.draft.draft_len,
         )
 
     def close(self) -> None:
@@ -169,7 +167,8 @@ class Generation:
         """Predicted beside measured, up to now."""
         engine, record = self._engine, self._record
         replaced = engine.target.streamed.replaced_files()
-        record.warnings = [f"{name} was replaced during the run; it went on with the old one" for name in replaced]
+        warnings = [f"{name} was replaced during the run; it went on with the old one" for name in replaced]
+        record.warnings += [warning for warning in warnings if warning not in record.warnings]
         record.memory = engine.gauge.peaks()
         return build_report(engine.plan, engine.target.streamed.link.label, record)
 
@@ -194,7 +193,7 @@ class Generation:
     def _decode(self, first: int) -> Iterator[Token]:
         """The first token, then rounds, until something ends the text."""
         engine, request, record = self._engine, self._request, self._record
-        drafter = engine.drafter(self._sampling)
+        drafter = engine.drafters.drafter(self._sampling, record.warnings.append)
         context = [*self._prompt, first]
         yield from self._emit((first,))
         if self._is_finished():

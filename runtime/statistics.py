@@ -11,6 +11,7 @@ from planner.contracts.plan import Plan
 from planner.contracts.quantities import format_bytes, format_bytes_per_s, format_s, format_tokens_per_s
 from planner.contracts.report import Report, VerifyResult
 
+_MOST_POSITIONS = 16  # of a draft, that are listed
 _UNWRAPPED_COLUMNS = 2000  # in a file or a pipe, each figure stays on one line
 
 
@@ -62,10 +63,16 @@ def _after(prompt_s: float) -> str:
 
 
 def _drafting(report: Report) -> str:
-    positions = " ".join(f"{share:.2f}" for share in report.measured.survival or ())
+    survival = report.measured.survival or ()
+    positions = " ".join(f"{share:.2f}" for share in survival[:_MOST_POSITIONS])
+    positions += " ..." * (len(survival) > _MOST_POSITIONS)
+    copied = sum(entry.num_ngram_tokens for entry in report.rounds)
+    accepted_copied = sum(entry.num_accepted_ngram_tokens for entry in report.rounds)
     return (
-        f"{report.measured.tokens_per_round or 0:.2f} tokens per round, {report.num_accepted_tokens} of "
-        f"{report.num_draft_tokens} drafted accepted, by position {positions}"
+        f"{report.plan.draft.kind}: {report.measured.tokens_per_round or 0:.2f} tokens per round, "
+        f"{report.num_accepted_tokens} of {report.num_draft_tokens} drafted accepted"
+        + (f" ({accepted_copied} of {copied} copied from earlier text)" if copied else "")
+        + f", by position {positions}"
     )
 
 

@@ -12,7 +12,7 @@ from planner.contracts.errors import BadInputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from planner.compare import Accuracy, Comparison, Row
+    from planner.compare import Accuracy, Comparison, KindTokens, Row
 
 _COLUMNS_IN_A_FILE = 120
 _COLUMNS_WITH_ENDS = 100  # from so many on, P10 and P90 have columns of their own
@@ -24,14 +24,17 @@ def compare(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
 ) -> None:
     """Show for each component what was predicted, what was measured, and what it did to the speed."""
-    from planner.compare import accuracies
+    from planner.compare import accuracies, tokens_by_kind
 
     comparisons = _compared(reports)
-    summary = accuracies([comparison for _, comparison in comparisons])
+    every = [comparison for _, comparison in comparisons]
+    summary, kinds = accuracies(every), tokens_by_kind(every)
     if as_json:
-        _print_json(comparisons, summary)
+        _print_json(comparisons, summary, kinds)
     else:
         _print(comparisons, summary)
+        if kinds:
+            _print_kinds(kinds)
 
 
 def _compared(paths: Sequence[Path]) -> list[tuple[Path, "Comparison"]]:
@@ -55,7 +58,9 @@ def _compared(paths: Sequence[Path]) -> list[tuple[Path, "Comparison"]]:
     return found
 
 
-def _print_json(comparisons: Sequence[tuple[Path, "Comparison"]], summary: Sequence["Accuracy"]) -> None:
+def _print_json(
+    comparisons: Sequence[tuple[Path, "Comparison"]], summary: Sequence["Accuracy"], kinds: Sequence["KindTokens"]
+) -> None:
     import json
 
     document = {
@@ -70,6 +75,7 @@ def _print_json(comparisons: Sequence[tuple[Path, "Comparison"]], summary: Seque
             for path, comparison in comparisons
         ],
         "summary": {entry.component.name: _accuracy_document(entry) for entry in summary},
+        "tokens_per_round": {entry.draft_kind: _kind_document(entry) for entry in kinds},
     }
     sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
@@ -94,6 +100,15 @@ def _accuracy_document(entry: "Accuracy") -> dict[str, float]:
         "p90_error_frac": entry.p90_error_frac,
         "coverage_frac": entry.coverage_frac,
         "width_frac": entry.width_frac,
+    }
+
+
+def _kind_document(entry: "KindTokens") -> dict[str, float]:
+    return {
+        "num_runs": entry.num_runs,
+        "predicted": entry.predicted,
+        "measured": entry.measured,
+        "median_error_frac": entry.median_error_frac,
     }
 
 
@@ -158,6 +173,20 @@ def _print_summary(console: "Console", summary: Sequence["Accuracy"]) -> None:
             "" if entry.component.is_memory else f"{entry.width_frac:.1%}",
         )
     console.print(table)
+
+
+def _print_kinds(kinds: Sequence["KindTokens"]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("\ntokens per round", no_wrap=True)
+    for name in ("runs", "predicted", "measured", "median error"):
+        table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
+    for entry in kinds:
+        error = _percent(entry.median_error_frac)
+        table.add_row(entry.draft_kind, str(entry.num_runs), f"{entry.predicted:.2f}", f"{entry.measured:.2f}", error)
+    Console(highlight=False, width=None if sys.stdout.isatty() else _COLUMNS_IN_A_FILE).print(table)
 
 
 def _percent(share: float | None) -> str:

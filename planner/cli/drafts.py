@@ -111,7 +111,6 @@ def _fitting(target: ModelShape, candidate: "Candidate", asked: "Asked") -> "Can
     wishes = Wishes(
         dtype=target.stored_dtype,
         context_tokens=asked.workload.prompt_tokens + asked.workload.new_tokens,
-        draft_len=1,
         link=link,
         device="cuda:0" if link.kind == "cuda" else "cpu",
     )
@@ -233,7 +232,7 @@ def _speed(draft: "DraftFound") -> str:
         return ""
     if draft.tokens_per_s is None:
         return "unknown"
-    return f"{draft.tokens_per_s:.2f} ({draft.basis}, K = {draft.draft_len})"
+    return f"{draft.tokens_per_s:.2f} ({draft.basis}, {draft.drafting})"
 
 
 def _lines_to_paste(target: str, draft: str, machine: str | None, text: str | None) -> list[str]:

@@ -10,6 +10,7 @@ import typer
 from planner.contracts.errors import DraftstreamError, UsageError
 
 QualityFloor = Literal["stored", "16bit"]
+DraftKindFlag = Literal["auto", "none", "chain", "tree", "ngram", "hybrid"]
 
 
 def recommend(
@@ -45,7 +46,17 @@ def recommend(
     host_memory: Annotated[str | None, typer.Option(help="For weights kept in host memory.")] = None,
     headroom: Annotated[str | None, typer.Option(help="Left free on the device for others.")] = None,
     draft_len: Annotated[
-        int | None, typer.Option("--draft-len", "--num-speculative-tokens", min=1, max=64, help="Only this length.")
+        int | None,
+        typer.Option("--draft-len", "--num-speculative-tokens", min=1, max=64, help="Only chains of this length."),
+    ] = None,
+    draft_kind: Annotated[
+        DraftKindFlag | None, typer.Option(help="Only this kind of draft; all are considered if left out.")
+    ] = None,
+    draft_tree: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Only trees, hybrids and n-grams of so many nodes.")
+    ] = None,
+    draft_tiers: Annotated[
+        str | None, typer.Option(help="Only a chain whose length each round picks from these, such as 1,3,7,15.")
     ] = None,
     slots: Annotated[int | None, typer.Option(min=1, max=16, help="Only so many slots.")] = None,
     no_spec: Annotated[bool, typer.Option("--no-spec", help="Never draft.")] = False,
@@ -66,9 +77,10 @@ def recommend(
         bool, typer.Option(help="Use a profile of another machine or of other versions all the same.")
     ] = False,
 ) -> None:
-    """Choose residents, slots, draft, length and prefill chunk; say how fast that will be, and why nothing else."""
+    """Choose residents, slots, draft and prefill chunk; say how fast that will be, and why nothing else."""
     from planner.cli.sources import Asked, situations
     from planner.contracts.plan import Workload
+    from planner.drafting import draftings_for
     from planner.recommend import recommend as choose
     from planner.render import show_comparison, show_recommendation
 
@@ -89,9 +101,9 @@ def recommend(
         },
         workload=Workload(prompt_tokens=prompt_tokens, new_tokens=max_tokens, domain=text),
         context_tokens=ctx_size,
-        draft_len=draft_len,
+        draftings=draftings_for(draft_kind, draft_len=draft_len, num_nodes=draft_tree, tiers=draft_tiers),
         slots=slots,
-        no_spec=no_spec,
+        no_spec=no_spec or draft_kind == "none",
         resident_only=resident_only,
         draft_on_host=draft_on_host,
         is_sampled=sampled,

@@ -15,6 +15,7 @@ from planner.contracts.quantities import format_bytes, parse_bytes
 if TYPE_CHECKING:
     from planner.budget import Budget
     from planner.contracts.report import Report
+    from planner.drafting import Drafting
     from planner.search import Request
 
 _HEADROOM_BYTES = 2**30
@@ -39,7 +40,7 @@ class Asked:
     num_threads: int | None = None
     memory: dict[str, str | None] = field(default_factory=dict)  # by the fields of Limits
     context_tokens: int | None = None
-    draft_len: int | None = None
+    draftings: "tuple[Drafting, ...] | None" = None
     slots: int | None = None
     no_spec: bool = False
     resident_only: bool = False
@@ -213,7 +214,7 @@ def _request(asked: Asked, profile: Profile, link: LinkChoice, budget: "Budget",
         device,
         asked.workload,
         context_tokens=asked.context_tokens,
-        draft_len=asked.draft_len,
+        draftings=asked.draftings,
         num_slots=asked.slots,
         draft_on_host=asked.draft_on_host,
     )

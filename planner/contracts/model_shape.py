@@ -212,9 +212,9 @@ class ModelShape(ContractFile):
         tables = self.embedding_params + (0 if self.is_tied else self.head_params)
         return sum(self.layer_bytes(dtype)) + tables * DTYPE_BYTES[dtype] + self.rest_bytes(dtype)
 
-    def kv_bytes(self, context_tokens: int, dtype: Dtype) -> int:
-        """Bytes of the preallocated keys and values at a context, sliding layers with their slack."""
-        num_tokens = sum(kv_capacity_tokens(context_tokens, layer.window_tokens) for layer in self.layers)
+    def kv_bytes(self, context_tokens: int, dtype: Dtype, num_nodes: int = 0) -> int:
+        """Bytes of the preallocated keys and values at a context, sliding layers with their slack, and of a tree's."""
+        num_tokens = sum(kv_capacity_tokens(context_tokens, layer.window_tokens, num_nodes) for layer in self.layers)
         return num_tokens * self.key_values_per_token * DTYPE_BYTES[dtype]
 
 
@@ -223,11 +223,14 @@ def align(num_bytes: int) -> int:
     return -(-num_bytes // REGION_ALIGN_BYTES) * REGION_ALIGN_BYTES
 
 
-def kv_capacity_tokens(context_tokens: int, window_tokens: int | None) -> int:
-    """Tokens that one layer's preallocated cache holds: the context, or twice a sliding window with its slack."""
+def kv_capacity_tokens(context_tokens: int, window_tokens: int | None, num_nodes: int = 0) -> int:
+    """Tokens that one layer's preallocated cache holds: the context, or twice a sliding window with its slack.
+
+    `num_nodes` more where a tree of so many hangs on the sequence at once.
+    """
     if window_tokens is None:
-        return context_tokens
-    return min(context_tokens, 2 * (window_tokens + KV_SLACK_TOKENS))
+        return context_tokens + num_nodes
+    return min(context_tokens, 2 * (window_tokens + KV_SLACK_TOKENS)) + num_nodes
 
 
 class _Grouped(Contract):

@@ -117,6 +117,7 @@ class SelfDraft(Contract):
     draft_len: int = Field(ge=1, le=MAX_DRAFT_LEN)
 
 
+ModelDraft = ChainDraft | TreeDraft | HybridDraft  # those with a draft model
 Draft = Annotated[NoDraft | ChainDraft | TreeDraft | NgramDraft | HybridDraft | SelfDraft, Field(discriminator="kind")]
 
 
@@ -283,6 +284,17 @@ class Plan(ContractFile):
             raise ValueError("units: a plan has whole layers, or an attention and an mlp unit of each, never both")
         if parts != [(kind, index) for index in range((len(parts) + 1) // 2) for kind in PART_KINDS]:
             raise ValueError("units: attention 0, mlp 0, attention 1, mlp 1, ... must be listed so, each once")
+
+    @property
+    def tree_nodes(self) -> int:
+        """Nodes that hang on the sequence while a pass verifies them, its last token too; a chain is part of it."""
+        return self.draft.num_nodes + 1 if isinstance(self.draft, TreeDraft | NgramDraft | HybridDraft) else 0
+
+    @property
+    def draft_nodes(self) -> int:
+        """Nodes that hang on the draft model's own sequence at most, while a tree is drafted."""
+        draft = self.draft
+        return draft.pass_nodes * (draft.max_depth - 1) if isinstance(draft, TreeDraft | HybridDraft) else 0
 
     @property
     def streamed(self) -> tuple[Unit, ...]:

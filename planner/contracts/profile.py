@@ -4,9 +4,9 @@ Measured by `planner profile`, or estimated from a catalogue entry; the planner 
 so in `kind`. Times are medians with quartiles, so that an interval follows from them.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from planner.contracts.base import Contract, ContractFile
 from planner.contracts.machine import Machine
@@ -29,6 +29,13 @@ _Shares = Annotated[
     BeforeValidator(lambda value: tuple(map(float, value.split())) if isinstance(value, str) else value),
     PlainSerializer(lambda value: " ".join(f"{share:.4g}" for share in value), return_type=str),
 ]
+_TenThousandths = Annotated[
+    tuple[float, ...],
+    BeforeValidator(lambda value: tuple(int(n) / 10_000 for n in value.split()) if isinstance(value, str) else value),
+    PlainSerializer(lambda value: " ".join(f"{share * 10_000:.0f}" for share in value), return_type=str),
+]
+
+NUM_TOP_PROBS = 8  # of each position; the ninth choice of a draft is hardly ever right
 
 
 class Spread(Contract):
@@ -53,13 +60,14 @@ class ComputeMeasurement(Contract):
     """Seconds that one unit computes for `num_tokens` after `context_tokens`, weights cold in cache.
 
     `unit` is a unit of the plan, `pass` for all of a pass that belongs to no unit (embedding, masks, norms), `edge` for
-    the hand-over of one streamed unit, or `round` for what a round takes beside its pass and its draft (judging and
-    accepting). `attention` is all of a layer but its MLP, its norms and sums included. `embedding` on the host is
-    gathering the rows there. `index` is the first unit of its kind of that shape; `num_rows` belongs to head chunks,
-    whose tokens are rows of logits. `load_bytes_per_s` is what the copy lane moved meanwhile.
+    the hand-over of one streamed unit, `round` for what a round takes beside its pass and its draft (judging and
+    accepting), or `ngram` for finding so many tokens to propose in earlier text. `attention` is all of a layer but its
+    MLP, its norms and sums included. `embedding` on the host is gathering the rows there. `index` is the first unit of
+    its kind of that shape; `num_rows` belongs to head chunks, whose tokens are rows of logits. `load_bytes_per_s` is
+    what the copy lane moved meanwhile.
     """
 
-    unit: UnitKind | Literal["pass", "edge", "round"]
+    unit: UnitKind | Literal["pass", "edge", "round", "ngram"]
     index: int = Field(default=0, ge=0)
     num_rows: int | None = Field(default=None, gt=0)
     processor: Processor = "device"
@@ -73,11 +81,13 @@ class ComputeMeasurement(Contract):
 class DraftMeasurement(Contract):
     """Seconds of one pass of a draft as it is deployed, over `num_tokens` after `context_tokens`, its pick included.
 
-    The first pass of a proposal comes after one of the target, which leaves nothing of the draft in the caches.
+    The first pass of a proposal comes after one of the target, which leaves nothing of the draft in the caches. The
+    tokens of a tree's level are siblings and cousins, each with a row of logits and several picks.
     """
 
     fingerprint: str
     is_first: bool = False
+    is_tree_level: bool = False
     processor: Processor = "device"
     load_bytes_per_s: float = Field(default=0.0, ge=0)
     load_link: str | None = None  # as on the command line; None: nothing was copied, or it is not known over what
@@ -97,9 +107,10 @@ class AcceptanceRecording(Contract):
     """Teacher-forced replay of one prompt: a target's greedy text, and what a draft makes of each of its positions.
 
     Per position of the text: the `rank` of the target's token in the draft's list (0 is its first choice), the draft's
-    probability of it, the overlap `sum(min(p, q))` of both distributions; and, of the text alone, the length of the
-    longest earlier match that ends here and whether what followed it then is what follows now. The text itself is kept
-    only where it was asked for.
+    probability of it, the overlap `sum(min(p, q))` of both distributions, and the draft's probabilities of its eight
+    first choices, position after position; and, of the text alone, the length of the longest earlier match that ends
+    here, whether what followed it last time is what follows now, and in which share of its occurrences that followed.
+    The text itself is kept only where it was asked for. Files keep `top_probs` and `match_shares` in ten-thousandths.
     """
 
     domain: str
@@ -108,9 +119,17 @@ class AcceptanceRecording(Contract):
     ranks: _Ints = ()
     draft_probs: _Shares = ()
     overlaps: _Shares = ()
+    top_probs: _TenThousandths = ()  # NUM_TOP_PROBS of each position, falling; older profiles have none
     match_lengths: _Ints = ()
     match_hits: _Ints = ()  # 1 where the continuation of the longest match was right
+    match_shares: _TenThousandths = ()  # 0 where there was no match; older profiles have none
     text: str | None = None
+
+    @model_validator(mode="after")
+    def _has_top_probs_of_every_position(self) -> Self:
+        if self.top_probs and len(self.top_probs) != NUM_TOP_PROBS * len(self.ranks):
+            raise ValueError(f"acceptance: top_probs must be {NUM_TOP_PROBS} of each position")
+        return self
 
 
 class AcceptanceCurve(Contract):

@@ -14,8 +14,10 @@ Bound = Literal["link", "disk", "compute", "draft", "memory"]
 class Choice(Contract):
     """One way to run the target, in the median of what is predicted."""
 
-    draft: str | None
-    draft_len: int = Field(ge=0)
+    draft: str | None  # the draft model; None for no draft and for n-grams alone
+    draft_kind: str
+    num_nodes: int = Field(ge=0)  # drafted in a round; of a chain, its length
+    drafting: str  # kind and size in words
     slots: int = Field(ge=0)
     num_resident_layers: int = Field(ge=0)
     num_layers: int = Field(gt=0)
@@ -81,7 +83,8 @@ class Recommendation(ContractFile):
     baseline: Choice  # without a draft, its memory given back
     runner_up: Choice | None
     runner_up_lost: str | None
-    crossovers: tuple[Crossover, ...]
+    kinds: tuple[Choice, ...]  # the best of each kind of draft, none included
+    crossovers: tuple[Crossover, ...]  # of chains
     prices: tuple[Price, ...]
     rivals: tuple[Rival, ...]
     refused: tuple[Refusal, ...]

@@ -11,6 +11,7 @@ from planner.contracts.plan import Plan
 from runtime.statistics import show_statistics
 
 if TYPE_CHECKING:
+    from planner.drafting import Drafting
     from runtime.engine import Generation
 
 
@@ -29,9 +30,25 @@ def generate(
             "--num-speculative-tokens",
             min=1,
             max=64,
-            help="Tokens drafted a round; planned if left out.",
+            help="A chain of so many drafted tokens a round; planned if left out.",
         ),
     ] = None,
+    draft_kind: Annotated[
+        Literal["auto", "none", "chain", "tree", "ngram", "hybrid"] | None,
+        typer.Option(help="How to draft; planned if left out. ngram copies from earlier text and needs no model."),
+    ] = None,
+    draft_tree: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Nodes of a tree, a hybrid or of n-grams in a round.")
+    ] = None,
+    draft_tiers: Annotated[
+        str | None, typer.Option(help="A chain whose length each round picks from these, such as 1,3,7,15.")
+    ] = None,
+    ngram_corpus: Annotated[
+        list[Path] | None, typer.Option(help="A text file for n-grams to copy from, too; may be given several times.")
+    ] = None,
+    draft_may_fail: Annotated[
+        bool, typer.Option("--draft-may-fail", help="Go on without the draft where it fails; else the run ends.")
+    ] = False,
     plan: Annotated[Path | None, typer.Option(help="Run this plan; it decides models, memory and link.")] = None,
     profile: Annotated[
         str | None,
@@ -84,6 +101,9 @@ def generate(
             "--draft": draft,
             "--no-spec": no_spec or None,
             "--draft-len": draft_len,
+            "--draft-kind": draft_kind,
+            "--draft-tree": draft_tree,
+            "--draft-tiers": draft_tiers,
             "--ctx-size": ctx_size,
             "--profile": profile,
             "--dtype": dtype,
@@ -117,8 +137,9 @@ def generate(
         settled = choose_plan(
             Wanted(
                 target=target,
-                draft=None if no_spec else draft,
-                draft_len=draft_len,
+                draft=None if no_spec or draft_kind in ("none", "ngram") else draft,
+                no_spec=no_spec or draft_kind == "none",
+                draftings=_draftings(draft_kind, draft_len, draft_tree, draft_tiers),
                 profile=profile,
                 context_tokens=ctx_size,
                 prompt_tokens=len(tokens),
@@ -138,7 +159,7 @@ def generate(
         tokens = prompt_tokens(settled.target.name, text, is_chat=chat, system=system)
     check_prompt_fits(len(tokens), settled.context_tokens)
     tracer = None if trace is None else Trace()
-    with load(plan=settled, trace=tracer) as engine:
+    with load(plan=settled, trace=tracer, ngram_corpus=ngram_corpus or (), draft_may_fail=draft_may_fail) as engine:
         generation = engine.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop or (), verify=verify)
         with ending_in_order():
             try:
@@ -158,6 +179,18 @@ def generate(
             f"{report.verify.num_checked_tokens} tokens differ, by more than this machine's rounding explains",
             remedy="report this as a bug, with the model, the plan and the prompt",
         )
+
+
+def _draftings(
+    kind: str | None, draft_len: int | None, num_nodes: int | None, tiers: str | None
+) -> "tuple[Drafting, ...] | None":
+    """What the planner may choose among; None where nothing was stated."""
+    from planner.drafting import draftings_for
+
+    sizes = (draft_len, num_nodes, tiers)
+    if kind in (None, "auto") and all(size is None for size in sizes):
+        return None
+    return draftings_for(kind, draft_len=draft_len, num_nodes=num_nodes, tiers=tiers)
 
 
 def _models(target: str | None, draft: str | None) -> tuple[str, str | None]:

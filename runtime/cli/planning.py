@@ -8,11 +8,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from planner.contracts.errors import DraftstreamError, NoFeasiblePlanError, PlanMismatchError, ResourceFailureError
 from planner.contracts.model_folder import fingerprint, open_model_folder
+from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import Dtype, Plan, Workload
 from planner.contracts.profile import Profile
 from runtime.api import Limits, context_for, make_plan, plan_by_profile
@@ -22,9 +24,14 @@ from runtime.measure.machine import machine_fingerprint, versions
 from runtime.measure.profile import QUICK_SECONDS, ProfileOptions, measure_profile, profile_key
 from runtime.measure.prompts import Prompt
 
+if TYPE_CHECKING:
+    from planner.drafting import Drafting, DraftKind
+
 MEMORY_ALONE = "none"
 _DEFAULT_PROFILE = "DRAFTSTREAM_PROFILE"  # the environment's word for what --profile would say
-_DEFAULT_DRAFT_LEN, _DEFAULT_SLOTS = 4, 2
+_DEFAULT_SLOTS = 2
+_USUAL_NODES: "dict[DraftKind, int]" = {"none": 0, "chain": 4, "ngram": 16, "tree": 32, "hybrid": 32}
+_USUAL_DEPTH = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +40,8 @@ class Wanted:
 
     target: str
     draft: str | None
-    draft_len: int | None
+    no_spec: bool
+    draftings: "tuple[Drafting, ...] | None"  # what to choose among, where sizes or a kind were stated
     profile: str | None  # a file, or `none`
     context_tokens: int | None
     prompt_tokens: int
@@ -110,10 +118,10 @@ def _measured_apart(wanted: Wanted, drafts: list[str], prompts: list[Prompt]) ->
 
 def _plan_by(profile: Profile, wanted: Wanted) -> Plan:
     """The best plan with just the draft that was named."""
-    drafts = profile.drafts
+    drafts: tuple[ModelShape, ...] = ()
     if wanted.draft is not None:
         named = fingerprint(open_model_folder(model_folder(wanted.draft)))
-        drafts = tuple(shape for shape in drafts if shape.fingerprint == named)
+        drafts = tuple(shape for shape in profile.drafts if shape.fingerprint == named)
         if not drafts:
             raise PlanMismatchError(
                 f"the profile was not measured with the draft {wanted.draft}",
@@ -131,10 +139,10 @@ def _plan_by(profile: Profile, wanted: Wanted) -> Plan:
         Workload(prompt_tokens=wanted.prompt_tokens, new_tokens=_new_tokens(wanted)),
         limits=wanted.limits,
         context_tokens=_context_tokens(wanted),
-        draft_len=wanted.draft_len,
+        draftings=wanted.draftings,
         num_slots=wanted.num_slots,
         link=wanted.link,
-        never_speculate=wanted.draft is None,
+        never_speculate=wanted.no_spec,
         is_sampled=wanted.is_sampled,
     )
 
@@ -148,7 +156,7 @@ def _plan_by_memory(wanted: Wanted) -> Plan:
             draft=wanted.draft,
             limits=wanted.limits,
             context_tokens=_context_tokens(wanted),
-            draft_len=wanted.draft_len or _DEFAULT_DRAFT_LEN,
+            drafting=_drafting(wanted),
             num_slots=num_slots,
             dtype=wanted.dtype,
             link=wanted.link,
@@ -161,6 +169,18 @@ def _plan_by_memory(wanted: Wanted) -> Plan:
             with contextlib.suppress(NoFeasiblePlanError):
                 return planned(1)
         raise error
+
+
+def _drafting(wanted: Wanted) -> "Drafting":
+    """The usual size of what was asked for; where nothing was, a short chain."""
+    from planner.drafting import NO_DRAFTING, chain
+
+    if wanted.draftings is None:
+        return NO_DRAFTING if wanted.draft is None else chain(_USUAL_NODES["chain"])
+    return min(
+        wanted.draftings,
+        key=lambda entry: (abs(entry.num_nodes - _USUAL_NODES[entry.kind]), abs(entry.max_depth - _USUAL_DEPTH)),
+    )
 
 
 def _context_tokens(wanted: Wanted) -> int:

@@ -1,9 +1,9 @@
 """Records what drafts make of a target's own greedy text: one teacher-forced pass each, and every draft length follows.
 
 The target writes through the streaming runtime, so that it need not fit the device; a draft may speed it up, since that
-changes nothing in a greedy text. Not covered: trees that depend on more than the ranks along the target's text.
+changes nothing in a greedy text. What a draft would say off the target's path is not recorded.
 
-Shapes: T positions of the text, V the target's vocabulary.
+Shapes: T positions of the text, V the target's vocabulary, J first choices of the draft.
 """
 
 import time
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from planner.contracts.profile import AcceptanceRecording
+from planner.contracts.profile import NUM_TOP_PROBS, AcceptanceRecording
 from runtime.cached import CachedModel
 from runtime.engine import Engine
 from runtime.measure.matches import longest_matches
@@ -24,6 +25,7 @@ _MOST_ROWS_BYTES = 64 * 2**20  # of logits in float32, in one pass
 _CHUNK_TOKENS = 512
 _LOGIT_BYTES = 4
 _LEAST_TEXT_TOKENS = 8
+_KEPT_DIGITS = 4  # of shares that a file keeps in ten-thousandths
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ class Judged:
     ranks: tuple[int, ...]
     draft_probs: tuple[float, ...]
     overlaps: tuple[float, ...]
+    top_probs: tuple[float, ...]  # J of each position
 
 
 def record(
@@ -66,6 +69,7 @@ def record(
         prompt_tokens=len(tokens),
         match_lengths=tuple(match.num_tokens for match in matches),
         match_hits=tuple(int(match.is_hit) for match in matches),
+        match_shares=tuple(round(match.share, _KEPT_DIGITS) for match in matches),
         text=str(engine.tokenizer.decode(written)) if limits.keeps_text else None,
     )
     target_TV = list(_rows(engine.target, tokens, written)) if drafts else []
@@ -80,6 +84,7 @@ def record(
                 ranks=judged.ranks,
                 draft_probs=judged.draft_probs,
                 overlaps=judged.overlaps,
+                top_probs=judged.top_probs,
             )
         )
     return recordings
@@ -99,6 +104,7 @@ def judge(draft: CachedModel, target_logits: Sequence[Tensor], prompt: Sequence[
     num_judged = max(0, most_tokens - len(prompt))
     target_TV = torch.cat(list(target_logits))
     ranks, probs, overlaps = [], [], []
+    top_probs: list[float] = []
     start = 0
     for draft_TV in _rows(draft, prompt, written[:num_judged]) if num_judged else ():
         stop = start + draft_TV.shape[0]
@@ -111,12 +117,15 @@ def judge(draft: CachedModel, target_logits: Sequence[Tensor], prompt: Sequence[
         taken_T = probs_TV.gather(-1, tokens_T.clamp(max=known - 1)[:, None])[:, 0]
         probs += torch.where(inside_T, taken_T, 0.0).tolist()
         overlaps += torch.minimum(probs_TV, target_probs_TV[:, :known]).sum(-1).clamp(max=1.0).tolist()
+        top_TJ = functional.pad(probs_TV.topk(min(NUM_TOP_PROBS, known)).values, (0, max(0, NUM_TOP_PROBS - known)))
+        top_probs += [round(prob, _KEPT_DIGITS) for prob in top_TJ.flatten().tolist()]
         start = stop
     num_missing = len(written) - start
     return Judged(
         ranks=(*ranks, *[known] * num_missing),
         draft_probs=_as_kept([*probs, *[0.0] * num_missing]),
         overlaps=_as_kept([*overlaps, *[0.0] * num_missing]),
+        top_probs=(*top_probs, *[0.0] * (NUM_TOP_PROBS * num_missing)),
     )
 
 

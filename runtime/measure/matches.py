@@ -8,14 +8,18 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The longest earlier occurrence of what comes right before a position; hit: what followed it then follows now."""
+    """The longest earlier occurrence of what comes right before a position; hit: what followed it then follows now.
+
+    Of several that are equally long, the latest; `share` is how many of them that token followed, 0 without any.
+    """
 
     num_tokens: int
     is_hit: bool
+    share: float
 
 
 def longest_matches(tokens: Sequence[int], first: int) -> list[Match]:
-    """A match for each position from `first` on, among all that comes before it; of equally long ones the latest.
+    """A match for each position from `first` on, among all that comes before it.
 
     `lengths[j]` is how many tokens right before j are those right before the position: one more than the position
     before had for j - 1, where the tokens in between agree. Quadratic in the number of tokens, on whole rows.
@@ -30,8 +34,9 @@ def longest_matches(tokens: Sequence[int], first: int) -> list[Match]:
             continue
         best = int(lengths[1:position].max(initial=0))
         if best == 0:
-            found.append(Match(0, False))
+            found.append(Match(0, False, 0.0))
             continue
-        latest = position - 1 - int(lengths[1:position][::-1].argmax())
-        found.append(Match(best, bool(sequence[latest] == sequence[position])))
+        followers = sequence[1:position][lengths[1:position] == best]
+        share = float((followers == followers[-1]).mean())
+        found.append(Match(best, bool(followers[-1] == sequence[position]), share))
     return found

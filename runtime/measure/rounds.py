@@ -9,20 +9,21 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from planner.contracts.model_folder import ModelFolder
-from planner.contracts.plan import Dtype, Plan
+from planner.contracts.plan import ChainDraft, Dtype, NoDraft, Plan, TreeDraft
 from planner.contracts.profile import ComputeMeasurement, DraftMeasurement
 from runtime.cached import CachedModel
 from runtime.checkpoint import Checkpoint
 from runtime.clock import RoundClock
 from runtime.decode import Sampling, decode_rounds
 from runtime.draft import ChainDrafter, Drafter
+from runtime.draft.tree import TreeDrafter
 from runtime.measure.spread import spread
 from runtime.measure.twin import Twin
 from runtime.model import StreamedModel, all_resident
@@ -32,11 +33,23 @@ from runtime.skeleton import build_skeleton
 from runtime.tokenizer import TextStream
 
 DRAFT_LENS = (1, 2, 4, 8)
+TREE_SIZES = ((8, 4), (32, 8), (128, 8))  # nodes, depth
 CATCH_UP_TOKENS = (4, 16, 64, 256, 512)
 
 _CHUNK_TOKENS = 512
 _NUM_WARM_ROUNDS = 2
+Size = NoDraft | ChainDraft | TreeDraft
+
 _MOST_FIRST_TOKENS = 2  # that the first pass of a proposal feeds: the last drafted token, if accepted, and the bonus
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DraftPass:
+    """One pass of a draft: which kind of pass it was, and the tokens it fed."""
+
+    is_tree_level: bool
+    num_tokens: int
+    is_first: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,21 +71,26 @@ class RoundTables:
 class TimedModel(CachedModel):
     """A draft that notes when each of its passes begins, and over how many tokens."""
 
-    def __init__(self, streamed: StreamedModel, context_tokens: int) -> None:
-        super().__init__(streamed, context_tokens)
-        self.begun: list[tuple[int, float]] = []
+    def __init__(self, streamed: StreamedModel, context_tokens: int, most_nodes: int) -> None:
+        super().__init__(streamed, context_tokens, most_nodes)
+        self.begun: list[tuple[DraftPass, float]] = []
 
     def forward(self, tokens: Sequence[int], num_rows: int) -> Tensor:
         """One pass, noted."""
-        self.begun.append((len(tokens), time.perf_counter()))
+        self.begun.append((DraftPass(is_tree_level=False, num_tokens=len(tokens)), time.perf_counter()))
         return super().forward(tokens, num_rows)
+
+    def forward_tree(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """One pass over a tree's level, noted."""
+        self.begun.append((DraftPass(is_tree_level=True, num_tokens=len(tokens)), time.perf_counter()))
+        return super().forward_tree(tokens, parents)
 
 
 class ScriptedModel(CachedModel):
-    """A twin whose logits accept as many drafted tokens as a script says, in turn: none, all, half."""
+    """A twin whose logits accept as many tokens of a chain as a script says, in turn: none, all, half."""
 
-    def __init__(self, streamed: StreamedModel, context_tokens: int) -> None:
-        super().__init__(streamed, context_tokens)
+    def __init__(self, streamed: StreamedModel, context_tokens: int, most_nodes: int) -> None:
+        super().__init__(streamed, context_tokens, most_nodes)
         self._shares = itertools.cycle((0.0, 1.0, 0.5))
 
     @torch.inference_mode()
@@ -94,7 +112,7 @@ class TimedDrafter:
     def __init__(self, drafter: Drafter, model: TimedModel) -> None:
         self._drafter = drafter
         self._model = model
-        self.passes_s: list[list[tuple[int, float]]] = []  # of each proposal: tokens fed, seconds
+        self.passes_s: list[list[tuple[DraftPass, float]]] = []  # of each proposal
 
     def propose(self, context: Sequence[int], max_depth: int) -> Proposal:
         """The drafter's own proposal."""
@@ -102,9 +120,9 @@ class TimedDrafter:
         started_s = time.perf_counter()
         proposal = self._drafter.propose(context, max_depth)
         stopped_s = time.perf_counter()
-        fed = [num_tokens for num_tokens, _ in self._model.begun]
+        fed = [replace(made, is_first=index == 0) for index, (made, _) in enumerate(self._model.begun)]
         edges_s = [started_s, *(begun_s for _, begun_s in self._model.begun[1:]), stopped_s]
-        self.passes_s.append([(n, b - a) for n, (a, b) in zip(fed, itertools.pairwise(edges_s), strict=True)])
+        self.passes_s.append([(made, b - a) for made, (a, b) in zip(fed, itertools.pairwise(edges_s), strict=True)])
         return proposal
 
     def observe(self, proposal: Proposal, verdict: Verdict) -> None:
@@ -124,7 +142,7 @@ def open_draft(folder: ModelFolder, fingerprint: str, plan: Plan, dtype: Dtype) 
         raise
     with streamed:
         context_tokens = min(plan.context_tokens, int(skeleton.model.config.max_position_embeddings))
-        yield Draft(fingerprint=fingerprint, cached=TimedModel(streamed, context_tokens))
+        yield Draft(fingerprint=fingerprint, cached=TimedModel(streamed, context_tokens, _most_nodes(streamed)))
 
 
 def measure_rounds(
@@ -140,22 +158,23 @@ def measure_rounds(
 
     Without a draft, plain rounds of one token.
     """
-    live = _LiveTwin(ScriptedModel(twin.streamed, twin.cached.context_tokens), draft, tokenizer)
+    target = ScriptedModel(twin.streamed, twin.cached.context_tokens, _most_nodes(twin.streamed))
+    live = _LiveTwin(target, draft, tokenizer)
     longest = twin.cached.context_tokens if draft is None else draft.cached.context_tokens
-    passes_s: dict[tuple[int, bool], list[float]] = defaultdict(list)  # by tokens fed, and whether first
+    passes_s: dict[DraftPass, list[float]] = defaultdict(list)
     beside_s: dict[int, list[float]] = defaultdict(list)
     before, started_s = twin.streamed.times(), time.perf_counter()
-    for draft_len in (0,) if draft is None else DRAFT_LENS:
-        if context_tokens + _longest_run(draft_len, num_rounds) > longest:
+    for size in (NoDraft(),) if draft is None else _sizes(live):
+        if context_tokens + _longest_run(size, num_rounds) > longest:
             continue
-        for proposal in _run(live, context_tokens, draft_len, num_rounds, beside_s):
-            for index, (num_tokens, duration_s) in enumerate(proposal):
-                passes_s[num_tokens, index == 0].append(duration_s)
+        for proposal in _run(live, context_tokens, size, num_rounds, beside_s):
+            for made, duration_s in proposal:
+                passes_s[made].append(duration_s)
     copied_bytes = twin.streamed.times().copied_bytes - before.copied_bytes
     load = 0.0 if twin.link is None else copied_bytes / (time.perf_counter() - started_s)
     draft_passes = [
-        _draft_row(draft, num_tokens, context_tokens, taken, load, link=twin.link_text, is_first=is_first)
-        for (num_tokens, is_first), taken in sorted(passes_s.items())
+        _draft_row(draft, made, context_tokens, taken, load, twin.link_text)
+        for made, taken in sorted(passes_s.items())
         if draft is not None
     ]
     rounds = [
@@ -187,7 +206,10 @@ def measure_catch_up(draft: Draft, context_tokens: int, repetitions: int) -> lis
             if repetition:
                 durations_s[count].append(time.perf_counter() - started_s)
             model.drop(count)
-    return [_draft_row(draft, count, context_tokens, taken, 0.0) for count, taken in durations_s.items()]
+    return [
+        _draft_row(draft, DraftPass(is_tree_level=False, num_tokens=count), context_tokens, taken, 0.0, None)
+        for count, taken in durations_s.items()
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,27 +226,40 @@ class _LiveTwin:
         most = self.target.streamed.vocab_size
         return most if self.draft is None else min(most, self.draft.cached.streamed.vocab_size)
 
-    def drafter(self, sampling: Sampling, draft_len: int) -> TimedDrafter | None:
+    def drafter(self, sampling: Sampling, size: Size) -> TimedDrafter | None:
         """The draft's drafter, from the start of a text."""
-        if self.draft is None:
+        if self.draft is None or isinstance(size, NoDraft):
             return None
         model = self.draft.cached
         model.reset()
-        chain = ChainDrafter(
+        settings, uniforms, vocab_size = sampling.settings, sampling.uniforms, self.target.streamed.vocab_size
+        if isinstance(size, ChainDraft):
+            chain = ChainDrafter(
+                model,
+                settings,
+                uniforms,
+                vocab_size=vocab_size,
+                chunk_tokens=_CHUNK_TOKENS,
+                draft_len=size.draft_len,
+            )
+            return TimedDrafter(chain, model)
+        tree = TreeDrafter(
             model,
-            sampling.settings,
-            sampling.uniforms,
-            vocab_size=self.target.streamed.vocab_size,
+            settings,
+            uniforms,
+            vocab_size=vocab_size,
             chunk_tokens=_CHUNK_TOKENS,
-            draft_len=draft_len,
+            num_nodes=size.num_nodes,
+            max_depth=size.max_depth,
+            pass_nodes=size.pass_nodes,
         )
-        return TimedDrafter(chain, model)
+        return TimedDrafter(tree, model)
 
 
 def _run(
-    live: _LiveTwin, context_tokens: int, draft_len: int, num_rounds: int, beside_s: dict[int, list[float]]
-) -> list[list[tuple[int, float]]]:
-    """Rounds of one draft length: each proposal's passes; and into `beside_s` the rest of each full round.
+    live: _LiveTwin, context_tokens: int, size: Size, num_rounds: int, beside_s: dict[int, list[float]]
+) -> list[list[tuple[DraftPass, float]]]:
+    """Rounds of one size of draft: each proposal's passes; and into `beside_s` the rest of each full round.
 
     Between rounds the tokens become text, as in every run; the loop counts that as the host's time.
     """
@@ -232,30 +267,57 @@ def _run(
     _feed(live.target, context_tokens)
     context = [1] * (context_tokens + 1)
     sampling = Sampling(SamplingSettings())
-    drafter = live.drafter(sampling, draft_len)
+    drafter = live.drafter(sampling, size)
     text = TextStream(live.tokenizer, context, ())
     rounds = decode_rounds(
         live.target,
         drafter,
         context,
         sampling,
-        max_tokens=_longest_run(draft_len, num_rounds),
+        max_tokens=_longest_run(size, num_rounds),
         clock=RoundClock(),
     )
     for index, entry in enumerate(itertools.islice(rounds, _NUM_WARM_ROUNDS + num_rounds)):
         for token in entry.tokens:
             text.push(token)
-        if index >= _NUM_WARM_ROUNDS and entry.num_draft_tokens == draft_len:
-            beside_s[draft_len + 1].append(entry.compute.host_s + entry.compute.unexplained_s)
+        if index >= _NUM_WARM_ROUNDS and entry.num_draft_tokens == _num_nodes(size):
+            beside_s[entry.num_draft_tokens + 1].append(entry.compute.host_s + entry.compute.unexplained_s)
         if context[-1] >= live.known_tokens:  # a token that the draft does not know would end its drafting
             context[-1] = 1
     proposals = [] if drafter is None else drafter.passes_s[_NUM_WARM_ROUNDS:]
-    return [proposal for proposal in proposals if proposal and proposal[0][0] <= _MOST_FIRST_TOKENS]
+    return [proposal for proposal in proposals if proposal and proposal[0][0].num_tokens <= _MOST_FIRST_TOKENS]
 
 
-def _longest_run(draft_len: int, num_rounds: int) -> int:
+def _sizes(live: _LiveTwin) -> Iterator[Size]:
+    """The drafts that are run: chains, and trees where both models can run over one."""
+    assert live.draft is not None
+    named = {"model": "", "fingerprint": live.draft.fingerprint, "dtype": "fp32"}
+    yield from (ChainDraft(draft_len=draft_len, **named) for draft_len in DRAFT_LENS)
+    if live.target.most_nodes and live.draft.cached.most_nodes:
+        for num_nodes, depth in TREE_SIZES:
+            yield TreeDraft(num_nodes=num_nodes, max_depth=depth, pass_nodes=2 * num_nodes // depth, **named)
+
+
+def _num_nodes(size: Size) -> int:
+    match size:
+        case NoDraft():
+            return 0
+        case ChainDraft():
+            return size.draft_len
+        case TreeDraft():
+            return size.num_nodes
+
+
+def _most_nodes(streamed: StreamedModel) -> int:
+    """Nodes of the largest tree that is measured, its root too; 0 where the model cannot run over a tree."""
+    is_able = CachedModel(streamed, 1).why_no_trees is None
+    return TREE_SIZES[-1][0] + 1 if is_able else 0
+
+
+def _longest_run(size: Size, num_rounds: int) -> int:
     """Tokens that so many rounds emit at the most, and then some, so that none is clipped."""
-    return (draft_len + 1) * (_NUM_WARM_ROUNDS + num_rounds + 1)
+    depth = size.max_depth if isinstance(size, TreeDraft) else _num_nodes(size)
+    return (depth + 1) * (_NUM_WARM_ROUNDS + num_rounds + 1)
 
 
 @torch.inference_mode()
@@ -265,21 +327,15 @@ def _feed(model: CachedModel, num_tokens: int) -> None:
 
 
 def _draft_row(
-    draft: Draft,
-    num_tokens: int,
-    context_tokens: int,
-    durations_s: Sequence[float],
-    load: float,
-    *,
-    link: str | None = None,
-    is_first: bool = False,
+    draft: Draft, made: DraftPass, context_tokens: int, durations_s: Sequence[float], load: float, link: str | None
 ) -> DraftMeasurement:
     return DraftMeasurement(
         fingerprint=draft.fingerprint,
-        is_first=is_first,
+        is_first=made.is_first,
+        is_tree_level=made.is_tree_level,
         load_bytes_per_s=load,
         load_link=link,
-        num_tokens=num_tokens,
+        num_tokens=made.num_tokens,
         context_tokens=context_tokens,
         duration_s=spread(durations_s),
     )

@@ -15,6 +15,7 @@ from runtime.measure.compute import COARSE_TOKEN_COUNTS, compute_table, edge_row
 from runtime.measure.journal import Findings
 from runtime.measure.links import CudaPath, measure_cuda, measure_disk, measure_host_memory, region_sizes
 from runtime.measure.memory import measure_memory
+from runtime.measure.ngrams import measure_ngrams
 from runtime.measure.prompts import Prompt, round_robin
 from runtime.measure.rounds import measure_catch_up, measure_rounds
 from runtime.measure.session import Step
@@ -98,6 +99,8 @@ def _round_steps(bench: Bench) -> Iterator[Step]:
     base, *far = subject.round_contexts
     plain = partial(_rounds, bench, None, None, base)
     yield Step(group="rounds", name=f"plain after {base} tokens", run=plain)
+    if bench.twin(None).cached.why_no_trees is None:
+        yield Step(group="rounds", name="n-grams", run=partial(_ngrams, bench))
     conditions: list[tuple[str, LinkChoice | None, int]] = [("resident", None, base)]
     conditions += [(f"streamed over {name}", link, base) for name, link in subject.streamed_links.items()]
     conditions += [("resident", None, context) for context in far]
@@ -119,6 +122,11 @@ def _rounds(bench: Bench, index: int | None, link: LinkChoice | None, context_to
         has_rounds=context_tokens == subject.base_context_tokens,
     )
     return Findings(draft_passes=tuple(tables.draft_passes), compute=tuple(tables.rounds))
+
+
+def _ngrams(bench: Bench) -> Findings:
+    subject = bench.subject
+    return Findings(compute=tuple(measure_ngrams(subject.target_shape.vocab_size, subject.num_rounds)))
 
 
 def _catch_up(bench: Bench, index: int) -> Findings:

@@ -109,7 +109,6 @@ def request(device_bytes: int, *, link: LinkChoice = LINK, host_bytes: int = 10*
         wishes=Wishes(
             dtype="bf16",
             context_tokens=128,
-            draft_len=0,
             link=link,
             device="cpu",
             overheads=Overheads(host_bytes=0, draft_host_bytes=0, device_bytes=0),

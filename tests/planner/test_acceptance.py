@@ -197,6 +197,23 @@ def test_bootstrap_draws_prompts_and_is_the_same_for_the_same_seed() -> None:
     assert same == (2.0, 2.0)
 
 
+def test_first_choices_are_kept_in_ten_thousandths() -> None:
+    top_probs = (0.9123, 0.0512, 0.01, 0.0003, 0.0, 0.0, 0.0, 0.0)
+    text = AcceptanceRecording(
+        domain="code", prompt_tokens=1, ranks=(0,), top_probs=top_probs, match_lengths=(3,), match_shares=(1 / 3,)
+    )
+    read = AcceptanceRecording.model_validate_json(text.model_dump_json())
+    assert read.top_probs == top_probs
+    assert read.match_shares == (0.3333,)
+    assert '"9123 512 100 3 0 0 0 0"' in text.model_dump_json()
+    assert AcceptanceRecording.model_validate_json('{"domain": "code", "prompt_tokens": 1}').top_probs == ()
+
+
+def test_first_choices_of_some_positions_only_are_refused() -> None:
+    with pytest.raises(ValueError, match="8 of each position"):
+        AcceptanceRecording(domain="code", prompt_tokens=1, ranks=(0, 0), top_probs=(0.1,) * 8)
+
+
 # --- what was published ---
 
 

@@ -15,6 +15,7 @@ from planner.contracts.errors import NoFeasiblePlanError, UsageError
 from planner.contracts.model_shape import LayerShape, ModelShape, TensorGroup
 from planner.contracts.plan import CudaLink, DiskLink, Dtype, EmulatedLink, LinkChoice, NoDraft, Plan
 from planner.contracts.quantities import parse_bytes
+from planner.drafting import NO_DRAFTING, chain
 
 MIB = 2**20
 AMPLE = 2**50
@@ -56,7 +57,7 @@ DRAFT = shape([layer(32 * 1024)] * 2, hidden=64, name="small")
 
 
 def wishes(**changes: object) -> Wishes:
-    base = Wishes(dtype="bf16", context_tokens=256, draft_len=4, link=DISK, device="cpu")
+    base = Wishes(dtype="bf16", context_tokens=256, drafting=chain(4), link=DISK, device="cpu")
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
@@ -126,7 +127,7 @@ WISHES = st.builds(
     Wishes,
     dtype=DTYPES,
     context_tokens=st.integers(2, 4096),
-    draft_len=st.integers(1, 16),
+    drafting=st.integers(1, 16).map(chain),
     link=LINKS,
     device=st.just("cpu"),
     num_slots=st.integers(1, 6),
@@ -378,7 +379,7 @@ def test_draft_cap_refuses_a_draft_that_is_larger() -> None:
 
 
 def test_draft_cap_does_not_matter_without_a_draft() -> None:
-    plan = plan_for_budget(TARGET, None, budget(2**30, draft_bytes=1), wishes(draft_len=0))
+    plan = plan_for_budget(TARGET, None, budget(2**30, draft_bytes=1), wishes(drafting=NO_DRAFTING))
     assert isinstance(plan.draft, NoDraft)
 
 

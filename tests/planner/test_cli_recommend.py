@@ -46,8 +46,8 @@ def test_the_answer_comes_first_and_the_line_to_paste_last(planner: Run, tmp_pat
     lines = out.rstrip().splitlines()
     assert re.match(r"speculate: \d+\.\d\d tok/s \(P10-P90 \d+\.\d\d-\d+\.\d\d\)", lines[0])
     assert re.fullmatch(
-        r"runtime generate -m llama-3.1-70b --device-memory 23552MiB --ctx-size 768 -md llama-3.2-1b --draft-len \d+ "
-        r"--max-tokens 256 --file prompt.txt",
+        r"runtime generate -m llama-3.1-70b --device-memory 23552MiB --ctx-size 768 -md llama-3.2-1b "
+        r"--draft-kind tree --draft-tree \d+ --max-tokens 256 --file prompt.txt",
         lines[-1],
     )
     positions = [out.index(title) for title in ("why", "runner-up", "where speculation pays", "what more would give")]

@@ -99,7 +99,7 @@ def pricing(
         profile=estimated_profile(MACHINE, TARGET, known, curves, dtype="bf16", link="cuda"),
         request=Request(
             budget=Budget(device_bytes=device_bytes, host_bytes=60 * 10**9),
-            wishes=Wishes(dtype="bf16", context_tokens=768, draft_len=0, link=CudaLink(), device="cuda:0"),
+            wishes=Wishes(dtype="bf16", context_tokens=768, link=CudaLink(), device="cuda:0"),
             workload=Workload(prompt_tokens=512, new_tokens=256, domain="code"),
         ),
     )
@@ -154,7 +154,7 @@ def test_a_refused_model_does_not_stand_in_the_way_of_its_twin() -> None:
 
 def test_memory_that_holds_the_target_alone_refuses_the_draft() -> None:
     # a slot of the target's layers takes 6 GB, the large draft 3.6 GB
-    wishes = Wishes(dtype="bf16", context_tokens=768, draft_len=4, link=DiskLink(mode="direct"), device="cpu")
+    wishes = Wishes(dtype="bf16", context_tokens=768, link=DiskLink(mode="direct"), device="cpu")
     budget = Budget(device_bytes=7 * 10**9, host_bytes=2**63)
     assert why_too_big(TARGET, SMALL, budget, wishes) is None
     assert "short of the budget" in (why_too_big(TARGET, LARGE, budget, wishes) or "")

@@ -214,8 +214,8 @@ def test_sizes_follow_the_dtype_that_it_runs_in(checkpoint: Checkpoints) -> None
 
 
 @torch.inference_mode()
-def allocated_kv_bytes(model: PreTrainedModel, context_tokens: int) -> int:
-    cache = KvCache(model.config, context_tokens)
+def allocated_kv_bytes(model: PreTrainedModel, context_tokens: int, num_nodes: int = 0) -> int:
+    cache = KvCache(model.config, context_tokens, num_nodes)
     model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache, use_cache=True)
     buffers = [buffer for layer in cache.layers for buffer in (layer._keys_BHTD, layer._values_BHTD)]
     return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
@@ -227,6 +227,14 @@ def test_kv_bytes_are_what_the_cache_allocates(family: str, context_tokens: int,
     # windows of 16 keep 2 * (16 + 128) = 288 tokens: contexts below and above that
     model, folder = checkpoint(family)
     assert ModelShape.from_config(folder).kv_bytes(context_tokens, "fp32") == allocated_kv_bytes(model, context_tokens)
+
+
+@EACH_ATTENTION
+def test_kv_bytes_of_a_tree_are_what_the_cache_allocates_for_it(family: str, checkpoint: Checkpoints) -> None:
+    model, folder = checkpoint(family)
+    for context_tokens in (200, 300):
+        planned = ModelShape.from_config(folder).kv_bytes(context_tokens, "fp32", 64)
+        assert planned == allocated_kv_bytes(model, context_tokens, 64)
 
 
 def test_kinds_and_windows_are_those_of_the_configuration(checkpoint: Checkpoints) -> None:
@@ -248,6 +256,12 @@ def test_window_keeps_twice_itself_and_its_slack_but_no_more_than_the_context() 
     assert kv_capacity_tokens(1000, None) == 1000
     assert kv_capacity_tokens(1000, 16) == 2 * (16 + KV_SLACK_TOKENS)
     assert kv_capacity_tokens(100, 16) == 100
+
+
+def test_every_layer_keeps_all_nodes_of_a_tree_as_well() -> None:
+    assert kv_capacity_tokens(1000, None, 64) == 1000 + 64
+    assert kv_capacity_tokens(1000, 16, 64) == 2 * (16 + KV_SLACK_TOKENS) + 64
+    assert kv_capacity_tokens(100, 16, 64) == 100 + 64
 
 
 # --- configurations that lie ---

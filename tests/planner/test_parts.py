@@ -15,6 +15,7 @@ from planner.contracts.layer_parts import PART_KINDS, TENSORS_OF
 from planner.contracts.model_shape import LayerShape, ModelShape, TensorGroup, align
 from planner.contracts.plan import EmulatedLink, LinkChoice
 from planner.contracts.profile import ComputeMeasurement, Profile
+from planner.drafting import chain
 from planner.placement import Placement, choose_residents, smallest_bytes, spread_evenly, units_of
 from planner.recommend import recommend
 from planner.schedule import round_time_s, schedule_of
@@ -200,14 +201,14 @@ def test_parts_are_considered_only_where_they_may_be_placed_and_were_measured() 
 
 
 def test_both_granularities_are_candidates_at_every_length() -> None:
-    asked = replace(request(60 * MB), draft_lens=(1, 4), slot_counts=(2, 3))
+    asked = replace(request(60 * MB), draftings=(chain(1), chain(4)), slot_counts=(2, 3))
     found = candidates_of(TARGET, model("draft", num_layers=1, layer_params=MB), asked, ("layers", "parts"))
-    seen = {(entry.draft_len, entry.placement.num_slots, entry.placement.granularity) for entry in found}
+    seen = {(entry.drafting.num_nodes, entry.placement.num_slots, entry.placement.granularity) for entry in found}
     assert seen == set(itertools.product((1, 4), (2, 3), ("layers", "parts")))
 
 
 def test_a_plan_of_parts_takes_what_its_score_says() -> None:
-    asked, made = replace(request(60 * MB), draft_lens=(1, 3)), split_profile()
+    asked, made = replace(request(60 * MB), draftings=(chain(1), chain(3))), split_profile()
     scores = [score for score in rank(made, asked).scores if score.candidate.placement.granularity == "parts"]
     assert scores
     for score in scores[::5]:
@@ -249,7 +250,7 @@ def test_units_of_parts_hold_the_tensors_of_their_part() -> None:
         TARGET,
         None,
         Budget(device_bytes=60 * MB, host_bytes=10**12),
-        Wishes(dtype="bf16", context_tokens=64, draft_len=0, link=LINK, device="cpu", granularity="parts"),
+        Wishes(dtype="bf16", context_tokens=64, link=LINK, device="cpu", granularity="parts"),
     )
     for unit in plan.units:
         if unit.kind in PART_KINDS:

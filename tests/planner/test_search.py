@@ -10,6 +10,7 @@ from planner.budget import Budget, plan_for_budget
 from planner.contracts.errors import BadInputError, NoFeasiblePlanError
 from planner.contracts.plan import ChainDraft, EmulatedLink, NoDraft
 from planner.contracts.profile import AcceptanceCurve
+from planner.drafting import chain
 from planner.recommend import recommend
 from planner.schedule import round_time_s, schedule_of
 from planner.scoring import num_rounds
@@ -20,8 +21,8 @@ TIGHT = 80 * MB  # half of the target's layers
 
 
 def test_every_draft_length_slot_count_and_prefill_chunk_is_a_candidate() -> None:
-    found = candidates_of(TARGET, DRAFT, replace(request(TIGHT), draft_lens=(1, 4), slot_counts=(2, 3)))
-    assert {entry.draft_len for entry in found} == {1, 4}
+    found = candidates_of(TARGET, DRAFT, replace(request(TIGHT), draftings=(chain(1), chain(4)), slot_counts=(2, 3)))
+    assert {entry.drafting for entry in found} == {chain(1), chain(4)}
     assert {entry.placement.num_slots for entry in found} == {2, 3}
     assert {entry.prefill_chunk_tokens for entry in found} == {16, 32, 64, 128}  # no longer than the context
 
@@ -58,7 +59,7 @@ def test_round_of_a_link_bound_plan_is_its_transfer() -> None:
 
 
 def test_tokens_per_second_are_those_of_the_replay() -> None:
-    score = rank(profile(), replace(request(TIGHT), draft_lens=(3,), slot_counts=(2,))).best_of(DRAFT.fingerprint)
+    score = rank(profile(), replace(request(TIGHT), draftings=(chain(3),), slot_counts=(2,))).best_of(DRAFT.fingerprint)
     assert score is not None
     tokens = chain_yield(profile().acceptance, 3)
     assert score.terms.tokens_per_round == tokens.mean
@@ -155,15 +156,15 @@ def test_a_draft_that_does_not_fit_is_refused_by_name_and_the_rest_is_planned() 
     large = model("large draft", num_layers=9)
     made = profile(drafts=(large,), draft_passes=profile().draft_passes, acceptance=_recordings_of(large.fingerprint))
     found = recommend(made, request(60 * MB))
-    assert [refusal.draft for refusal in found.refused] == ["large draft"]
-    assert "short" in found.refused[0].why
+    assert [refusal.draft for refusal in found.refused] == ["n-grams", "large draft"]
+    assert "short" in found.refused[1].why
     assert found.answer == "do not speculate"
 
 
 def test_a_draft_length_that_no_table_reaches_is_refused_and_not_a_crash() -> None:
     made = profile()
     short = [entry.model_copy(update={"num_tokens": 8}) if entry.unit == "round" else entry for entry in made.compute]
-    asked = replace(request(TIGHT), draft_lens=(40,))  # rounds of 8 tokens were measured, and reach 32
+    asked = replace(request(TIGHT), draftings=(chain(40),))  # rounds of 8 tokens were measured, and reach 32
     found = recommend(made.model_copy(update={"compute": tuple(short)}), asked)
     assert found.answer == "do not speculate"
     assert "fewer verified tokens" in found.refused[0].why
@@ -172,7 +173,7 @@ def test_a_draft_length_that_no_table_reaches_is_refused_and_not_a_crash() -> No
 def test_a_draft_whose_own_context_is_too_short_is_refused() -> None:
     made = profile(drafts=(DRAFT.model_copy(update={"max_context_tokens": 100}),))
     found = recommend(made, request(TIGHT))
-    assert "it was made for 100 tokens of context, and 128 are planned" in found.refused[0].why
+    assert "it was made for 100 tokens of context, and 128 are planned" in found.refused[1].why
 
 
 def test_slots_are_as_many_as_were_asked_for() -> None:
@@ -184,14 +185,14 @@ def test_slots_are_as_many_as_were_asked_for() -> None:
 
 def test_a_draft_without_recordings_is_refused_and_not_guessed() -> None:
     found = recommend(profile(acceptance=()), request(TIGHT))
-    assert "acceptance" in found.refused[0].why
+    assert "acceptance" in found.refused[1].why
 
 
 def test_a_published_curve_stands_in_for_recordings() -> None:
     curve = AcceptanceCurve(
         target="target", draft="draft", domain="code", survival=(0.5, 0.25), is_same_pair=True, source="made up"
     )
-    asked = replace(request(TIGHT), draft_lens=(2,))
+    asked = replace(request(TIGHT), draftings=(chain(2),))
     score = rank(profile(acceptance=(), curves=(curve,)), asked).best_of(DRAFT.fingerprint)
     assert score is not None
     assert score.terms.tokens_per_round == pytest.approx(1.75)
@@ -200,7 +201,7 @@ def test_a_published_curve_stands_in_for_recordings() -> None:
 def test_a_text_that_was_not_recorded_is_named() -> None:
     asked = request(TIGHT)
     found = recommend(profile(), replace(asked, workload=asked.workload.model_copy(update={"domain": "prose"})))
-    assert "prose" in found.refused[0].why
+    assert "prose" in found.refused[1].why
 
 
 def test_a_missing_measurement_is_named() -> None:

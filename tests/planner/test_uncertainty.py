@@ -27,7 +27,7 @@ TERMS = RoundTerms(
     draft_s=0.02,
     host_s=0.01,
     tokens_per_round=2.5,
-    draft_len=4,
+    max_depth=4,
 )
 
 
@@ -174,7 +174,7 @@ def test_compute_that_hides_under_the_link_moves_nothing() -> None:
 
 
 def test_plan_without_a_draft_emits_exactly_one_token_per_round() -> None:
-    terms = replace(TERMS, tokens_per_round=1.0, draft_s=0.0, draft_len=0)
+    terms = replace(TERMS, tokens_per_round=1.0, draft_s=0.0, max_depth=0)
     found = outlook(
         terms, WORKLOAD, run_frac=0.3, round_frac=0.0, first_draft_s=0.0, ttft_s=0.5, error=START, num_draws=64
     )

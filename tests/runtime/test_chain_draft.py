@@ -109,9 +109,9 @@ def test_sampled_draft_comes_with_the_rows_it_was_drawn_from(tiny_model: TinyMod
     with drafting(folder, settings) as drafter:
         for _ in range(4):
             proposal = drafter.propose(context, 5)
-            assert proposal.probs_KV is not None
-            torch.testing.assert_close(proposal.probs_KV, expected_rows(folder, context, proposal.tokens, settings))
-            assert all(row[token] > 0 for row, token in zip(proposal.probs_KV, proposal.tokens, strict=True))
+            assert proposal.rows_RV is not None
+            torch.testing.assert_close(proposal.rows_RV, expected_rows(folder, context, proposal.tokens, settings))
+            assert all(row[token] > 0 for row, token in zip(proposal.rows_RV, proposal.tokens, strict=True))
             context += [*proposal.tokens[:2], 100]
 
 
@@ -123,7 +123,7 @@ def test_draft_with_a_wider_table_proposes_nothing_beyond_the_targets(
         proposal = drafter.propose([1, 2, 3], 30)
     assert len(proposal.tokens) == 30
     assert max(proposal.tokens) < 100
-    assert proposal.probs_KV is None or proposal.probs_KV.shape == (30, 100)
+    assert proposal.rows_RV is None or proposal.rows_RV.shape == (30, 100)
 
 
 def narrower(folder: Path, to: Path, vocab_size: int) -> Path:

@@ -430,15 +430,8 @@ def test_plan_beside_an_option_that_it_decides_is_refused(option: list[str], com
     refused(command("generate", PROMPT, "--plan", str(tmp_path / "plan.json"), *option), 2, "--plan decides", option[0])
 
 
-def set_draft(kind: str) -> Callable[[dict[str, object]], None]:
-    model = {"model": DRAFT, "fingerprint": "f", "dtype": "bf16"}
-    fields: dict[str, dict[str, object]] = {
-        "tree": {**model, "num_nodes": 8, "max_depth": 4},
-        "ngram": {"draft_len": 4, "min_match_tokens": 2},
-        "hybrid": {**model, "num_nodes": 8, "max_depth": 4, "min_match_tokens": 2},
-        "self": {"num_layers": 2, "draft_len": 4},
-    }
-    return lambda plan: plan.update(draft={"kind": kind, **fields[kind]})
+def set_draft(plan: dict[str, object]) -> None:
+    plan.update(draft={"kind": "self", "num_layers": 2, "draft_len": 4})
 
 
 def set_unit(**changes: object) -> Callable[[dict[str, object]], None]:
@@ -460,7 +453,7 @@ def set_devices(plan: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        *((set_draft(kind), f"kind {kind}") for kind in ("tree", "ngram", "hybrid", "self")),
+        (set_draft, "kind self"),
         (set_unit(kind="expert", index=0), "kind expert"),
         *((set_unit(placement=placement), f"placement {placement}") for placement in ("host", "routed")),
         *((set_unit(codec=codec), f"codec {codec}") for codec in ("bf12", "q8", "nf4")),

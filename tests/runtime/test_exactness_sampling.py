@@ -1,5 +1,5 @@
-"""Speculative sampling emits the target's own distribution: by enumeration (L0), by statistics (L1), and both reject
-every seeded bug (L2).
+"""Speculative sampling of chains emits the target's own distribution: by enumeration (L0), by statistics (L1), and both
+reject every seeded bug (L2). Trees are in test_exactness_trees.
 
 Shapes: K drafted tokens, V vocabulary (of target or draft), N rounds, L cells.
 """
@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from runtime import verify as verify_module
+from runtime.proposal import Proposal, Verdict
 from runtime.sampling import SamplingSettings, Uniforms, draw_token, probability_rows
-from runtime.verify import Verdict, verify_sampled
+from runtime.verify import verify_sampled
 
 Floats = npt.NDArray[np.float64]
-Verify = Callable[[Tensor, Tensor, Sequence[int], Sequence[float]], Verdict]
+Verify = Callable[[Tensor, Proposal, Sequence[float]], Verdict]
 RAW = SamplingSettings(temperature=1.0)
 LARGEST_UNIFORM = float(np.nextafter(1.0, 0.0))
 
@@ -116,7 +117,7 @@ def output_joint(world: World) -> Floats:
                 for place in ("low", "middle", "high"):
                     uniforms = [inside(*test, place) for test in tests]
                     uniforms += [0.5] * (draft_len - len(tests)) + [inside(low, high, place)]
-                    verdict = world.verify(target_rows, draft_rows, path, uniforms)
+                    verdict = world.verify(target_rows, Proposal.chain(path, draft_rows), uniforms)
                     emitted = (*path[: verdict.num_accepted], verdict.next_token)
                     tail = tails[len(emitted)][emitted[-1]] if len(emitted) <= draft_len else 1.0
                     joint[emitted] += row_weight * (high - low) / 3 * tail
@@ -212,7 +213,7 @@ def emitted_sequences(world: World, num_rounds: int, seed: int) -> npt.NDArray[n
         before, path = torch.tensor(tokens), tokens[1:]
         target_rows = world.declared_target[target_positions, before]
         draft_rows = world.declared_draft[draft_positions, before[:-1]]
-        verdict = world.verify(target_rows, draft_rows, path, [uniforms.next() for _ in tokens])
+        verdict = world.verify(target_rows, Proposal.chain(path, draft_rows), [uniforms.next() for _ in tokens])
         emitted = [*path[: verdict.num_accepted], verdict.next_token]
         for rows_VV in world.true_target[len(emitted) :]:
             emitted.append(draw_token(rows_VV[emitted[-1]], uniforms.next()))
@@ -319,10 +320,8 @@ TARGET = SamplingSettings(temperature=0.8)
 DRAFT = SamplingSettings(temperature=0.9, top_k=2)
 
 
-def verify_with_previous_row_as_bonus(
-    target_rows: Tensor, draft_rows: Tensor, path: Sequence[int], uniforms: Sequence[float]
-) -> Verdict:
-    return verify_sampled(target_rows[[*range(len(path)), -2]], draft_rows, path, uniforms)
+def verify_with_previous_row_as_bonus(target_rows: Tensor, proposal: Proposal, uniforms: Sequence[float]) -> Verdict:
+    return verify_sampled(target_rows[[*range(len(proposal.tokens)), -2]], proposal, uniforms)
 
 
 def residual_from_target(target_V: Tensor, draft_V: Tensor) -> Tensor:

@@ -181,6 +181,105 @@ def test_reset_layer_shows_nothing_of_the_sequence_before() -> None:
         check_append(layer, reference, 5, salt=3)
 
 
+def check_node_pass(
+    layer: PreallocatedLayer, reference: Reference, nodes: tuple[Tensor, Tensor], first: int, stop: int
+) -> None:
+    """Append some of a tree's nodes, which must see the window before the tree and all nodes so far."""
+    keys, values = (states_BHTD[:, :, first:stop] for states_BHTD in nodes)
+    seen_keys, seen_values = layer.update(keys, values)
+    start = 0 if reference.window is None else max(0, reference.num_tokens - (reference.window - 1))
+    assert torch.equal(seen_keys, torch.cat([reference.keys[:, :, start:], nodes[0][:, :, :stop]], dim=2))
+    assert torch.equal(seen_values, torch.cat([reference.values[:, :, start:], nodes[1][:, :, :stop]], dim=2))
+    assert layer.get_seq_length() == reference.num_tokens
+
+
+def check_keep_path(
+    layer: PreallocatedLayer, reference: Reference, nodes: tuple[Tensor, Tensor], path: list[int]
+) -> None:
+    num_in_place = next((place for place, node in enumerate(path) if place != node), len(path))
+    layer.keep_path(num_in_place, torch.tensor(path[num_in_place:], dtype=torch.long))
+    reference.append(nodes[0][:, :, path], nodes[1][:, :, path])
+    assert layer.get_seq_length() == reference.num_tokens
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    window=st.sampled_from([None, 2, WINDOW, 50]),
+    context=st.sampled_from([700, 10_000]),
+    rounds=st.lists(
+        st.tuples(
+            st.lists(st.integers(1, 20), min_size=1, max_size=3), st.sets(st.integers(0, 59)), st.integers(0, 40)
+        ),
+        min_size=1,
+        max_size=20,
+    ),
+)
+def test_any_schedule_of_trees_and_passes_sees_the_window_and_the_nodes(
+    window: int | None, context: int, rounds: list[tuple[list[int], set[int], int]]
+) -> None:
+    layer, reference = PreallocatedLayer(context, window, 60), Reference(window)
+    check_append(layer, reference, 5, salt=0)
+    for salt, (steps, chosen, num_after) in enumerate(rounds, start=1):
+        num_nodes = sum(steps)
+        nodes = states(reference.num_tokens, num_nodes, salt)
+        path = sorted(node for node in chosen if node < num_nodes)[: context - reference.num_tokens]
+        layer.has_tree = True
+        first = 0
+        for num_new in steps:
+            check_node_pass(layer, reference, nodes, first, first + num_new)
+            first += num_new
+        check_keep_path(layer, reference, nodes, path)
+        num_after = min(num_after, context - reference.num_tokens)
+        if num_after:
+            check_append(layer, reference, num_after, salt=-salt)
+            check_drop(layer, reference, num_after // 2)
+
+
+@pytest.mark.parametrize("window", [None, WINDOW, 30])
+def test_tree_may_pass_the_context_by_its_nodes_and_what_is_kept_of_it_may_not(window: int | None) -> None:
+    layer, reference = PreallocatedLayer(20, window, 12), Reference(window)
+    check_append(layer, reference, 18, salt=1)
+    nodes = states(18, 12, salt=2)
+    layer.has_tree = True
+    check_node_pass(layer, reference, nodes, 0, 7)
+    check_node_pass(layer, reference, nodes, 7, 12)
+    with pytest.raises(RuntimeError, match="context of 20 tokens is full"):
+        layer.keep_path(0, torch.tensor([3, 5, 9]))
+    check_keep_path(layer, reference, nodes, [3, 11])
+
+
+@pytest.mark.parametrize("window", [None, WINDOW])
+def test_tree_of_more_nodes_than_room_is_caught(window: int | None) -> None:
+    layer = PreallocatedLayer(20, window, 4)
+    layer.update(*states(0, 20))
+    layer.has_tree = True
+    with pytest.raises(AssertionError, match="more nodes than the cache has room for"):
+        layer.update(*states(20, 5))
+
+
+@pytest.mark.parametrize("num_rejected", [1, KV_SLACK_TOKENS])
+def test_window_rolls_back_by_as_much_as_its_slack_after_trees_too(num_rejected: int) -> None:
+    layer, reference = PreallocatedLayer(10_000, WINDOW, 60), Reference(WINDOW)
+    check_append(layer, reference, 500, salt=1)
+    for salt in range(2, 12):
+        nodes = states(reference.num_tokens, 60, salt)
+        layer.has_tree = True
+        check_node_pass(layer, reference, nodes, 0, 60)
+        check_keep_path(layer, reference, nodes, [*range(1, 40)])
+    check_drop(layer, reference, num_rejected)
+    check_append(layer, reference, 5, salt=99)
+
+
+def test_reset_forgets_an_open_tree() -> None:
+    for window in (None, WINDOW):
+        layer = PreallocatedLayer(100, window, 10)
+        layer.update(*states(0, 30))
+        layer.has_tree = True
+        layer.update(*states(30, 10))
+        layer.reset()
+        check_append(layer, Reference(window), 60, salt=1)
+
+
 def test_keys_and_values_may_have_different_widths() -> None:
     layer = PreallocatedLayer(10, None)
     keys, values = layer.update(torch.ones(1, 2, 3, 8), torch.ones(1, 2, 3, 4))
@@ -209,3 +308,28 @@ def test_cache_drops_in_every_layer_and_counts_what_it_has_seen() -> None:
     assert [layer.get_seq_length() for layer in cache.layers] == [15, 15, 15]
     cache.drop_all()
     assert [layer.get_seq_length() for layer in cache.layers] == [0, 0, 0]
+
+
+def test_cache_keeps_the_path_in_every_layer() -> None:
+    config = Qwen2Config(
+        num_hidden_layers=2,
+        layer_types=["full_attention", "sliding_attention"],
+        use_sliding_window=True,
+        sliding_window=WINDOW,
+    )
+    cache = KvCache(config, 100, 20)
+    assert cache.windows == [None, WINDOW]
+    for path in ([], [0, 1, 2], [0, 2, 19], [7]):
+        tokens, nodes, after = states(0, 15), states(15, 20, salt=1), states(15 + len(path), 1)
+        for index in range(2):
+            cache.update(*tokens, index)
+        cache.begin_tree()
+        for index in range(2):
+            cache.update(*nodes, index)
+        assert cache.num_seen == 15
+        cache.keep_path(path)
+        assert [layer.num_seen for layer in cache.layers] == [15 + len(path)] * 2
+        for index in range(2):
+            keys, _ = cache.update(*after, index)
+            assert torch.equal(keys[:, :, keys.shape[2] - 1 - len(path) : -1], nodes[0][:, :, path])
+        cache.drop_all()

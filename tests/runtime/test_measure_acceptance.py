@@ -11,11 +11,11 @@ import pytest
 import torch
 from tiny_models import VOCAB_SIZE, TinyModel, copy_with_weights, placed, resident
 
-from planner.contracts.profile import AcceptanceRecording
+from planner.contracts.profile import NUM_TOP_PROBS, AcceptanceRecording
 from runtime.api import load
 from runtime.engine import Engine
 from runtime.measure.acceptance import RecordingLimits, record
-from runtime.measure.matches import longest_matches
+from runtime.measure.matches import Match, longest_matches
 from runtime.measure.prompts import Prompt
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -56,6 +56,8 @@ def test_ranks_probabilities_and_overlaps_are_those_of_the_stock_models(tiny_mod
         p, q = target_TV[index].softmax(-1), draft_TV[index].softmax(-1)
         assert judged.draft_probs[index] == pytest.approx(float(q[token]), rel=1e-3)
         assert judged.overlaps[index] == pytest.approx(float(torch.minimum(p, q).sum()), rel=1e-3)
+        top = judged.top_probs[NUM_TOP_PROBS * index : NUM_TOP_PROBS * (index + 1)]
+        assert top == pytest.approx(sorted(q.tolist(), reverse=True)[:NUM_TOP_PROBS], abs=1e-4)
 
 
 def accepted_by_replay(ranks: Sequence[int], draft_len: int) -> list[int]:
@@ -105,6 +107,8 @@ def test_draft_with_a_smaller_vocabulary_proposes_nothing_after_a_token_it_does_
     assert judged.overlaps[first] < 1
     assert set(judged.overlaps[first + 1 :]) == {0.0}
     assert len(judged.ranks) == len(judged.overlaps) == len(text)
+    assert set(judged.top_probs[NUM_TOP_PROBS * (first + 1) :]) == {0.0}
+    assert len(judged.top_probs) == NUM_TOP_PROBS * len(text)
 
 
 def test_text_is_kept_only_where_asked_for(tiny_model: TinyModel) -> None:
@@ -127,15 +131,18 @@ def test_deadline_that_has_passed_records_nothing(tiny_model: TinyModel) -> None
         assert recorded(engine, late) == []
 
 
-def brute_force(tokens: Sequence[int], position: int) -> tuple[int, bool]:
-    best, hit = 0, False
+def brute_force(tokens: Sequence[int], position: int) -> Match:
+    best, followers = 0, [-1]
     for other in range(1, position):
         length = 0
         while length < other and tokens[other - 1 - length] == tokens[position - 1 - length]:
             length += 1
-        if length and length >= best:
-            best, hit = length, tokens[other] == tokens[position]
-    return best, hit
+        if length > best:
+            best, followers = length, []
+        if length and length == best:
+            followers.append(tokens[other])
+    share = followers.count(followers[-1]) / len(followers) if best else 0.0
+    return Match(best, followers[-1] == tokens[position], share)
 
 
 @pytest.mark.parametrize("num_kinds", [1, 2, 3, 9])
@@ -145,4 +152,4 @@ def test_longest_matches_are_those_of_a_search_through_everything(num_kinds: int
         tokens = [generator.randrange(num_kinds) for _ in range(length)]
         for first in (1, length // 2 + 1):
             expected = [brute_force(tokens, position) for position in range(first, length)]
-            assert [(match.num_tokens, match.is_hit) for match in longest_matches(tokens, first)] == expected
+            assert longest_matches(tokens, first) == expected

@@ -128,7 +128,7 @@ def test_parts_and_norms_take_no_more_than_the_plan_says(family: str, tiny_model
 def test_plan_for_a_budget_streams_parts_beside_resident_norms(family: str, tiny_model: TinyModel) -> None:
     folder = tiny_model(family)
     shape = ModelShape.from_config(folder)
-    wishes = Wishes(dtype="fp32", context_tokens=64, draft_len=0, link=DiskLink(), device="cpu", granularity="parts")
+    wishes = Wishes(dtype="fp32", context_tokens=64, link=DiskLink(), device="cpu", granularity="parts")
     whole = plan_for_budget(shape, None, Budget(device_bytes=2**30, host_bytes=2**30), wishes).memory
     budget = Budget(device_bytes=int(0.6 * whole.device_bytes), host_bytes=2**30)
     plan = plan_for_budget(shape, None, budget, wishes)

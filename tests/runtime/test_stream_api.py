@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import runtime
-from planner.contracts.errors import BadInputError, PlanMismatchError, UsageError
+from planner.contracts.errors import BadInputError, PlanMismatchError, ResourceFailureError, UsageError
 from planner.contracts.plan import DiskLink, EmulatedLink, Plan
 from runtime.engine import Engine
 
@@ -296,7 +296,7 @@ def test_generation_after_an_error_in_the_draft_is_right(tiny_model: TinyModel) 
     with runtime.load(plan=three_tiers(folder, tiny_model("llama", noise=0.1))) as engine:
         assert engine.draft is not None
         handle = engine.draft.streamed.model.model.layers[1].register_forward_pre_hook(lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(ResourceFailureError, match="the draft failed"):
             ids(engine)
         handle.remove()
         assert ids(engine) == stock_greedy(resident(folder), PROMPT, NUM_TOKENS)

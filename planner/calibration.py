@@ -1,0 +1,75 @@
+"""How often the target takes a token that the draft gives some probability: a rising curve from recordings."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.contracts.plan import ProbabilityCurve
+from planner.contracts.profile import NUM_TOP_PROBS, AcceptanceRecording
+
+FloatArray = NDArray[np.float64]
+
+_NUM_BINS = 32
+_MOST_LOG_ODDS = 9.2  # of one ten-thousandth, the last digit that is recorded
+_LEAST_TOKENS = 256  # fewer candidates than these say less than the draft itself
+
+
+def calibration(recordings: Sequence[AcceptanceRecording]) -> ProbabilityCurve | None:
+    """The curve over the eight first choices at every position, pooled; None where too few are recorded.
+
+    Candidates are gathered in bins of equal width in the log odds of the draft's probability. A bin's share counts one
+    more candidate, which is taken as often as the draft says, so that no share is 0 or 1; isotonic regression then
+    makes the shares rise.
+    """
+    probs_C, is_taken_C = _candidates(recordings)
+    if len(probs_C) < _LEAST_TOKENS:
+        return None
+    log_odds_C = np.log(probs_C) - np.log1p(-probs_C)
+    bin_C = ((log_odds_C / _MOST_LOG_ODDS + 1) / 2 * _NUM_BINS).astype(np.int64).clip(0, _NUM_BINS - 1)
+    num_B = np.bincount(bin_C, minlength=_NUM_BINS)
+    is_used_B = num_B > 0
+    num_U = num_B[is_used_B]
+    mean_U = np.bincount(bin_C, probs_C, _NUM_BINS)[is_used_B] / num_U
+    share_U = (np.bincount(bin_C, is_taken_C, _NUM_BINS)[is_used_B] + mean_U) / (num_U + 1)
+    risen = risen_shares(share_U.tolist(), (num_U + 1).tolist())
+    return ProbabilityCurve(draft_probs=tuple(mean_U.tolist()), accepted_shares=risen)
+
+
+def risen_shares(shares: Sequence[float], weights: Sequence[float]) -> tuple[float, ...]:
+    """The nearest shares that never fall, by weighted squares: neighbours that do are pooled into their mean.
+
+    What scipy.optimize.isotonic_regression gives, whose import takes longer than all else that a search does.
+    """
+    blocks: list[tuple[float, float, int]] = []  # mean, weight, shares in it
+    for share, weight in zip(shares, weights, strict=True):
+        block = (share, weight, 1)
+        while blocks and blocks[-1][0] >= block[0]:
+            before = blocks.pop()
+            both = before[1] + block[1]
+            block = ((before[0] * before[1] + block[0] * block[1]) / both, both, before[2] + block[2])
+        blocks.append(block)
+    return tuple(mean for mean, _, size in blocks for _ in range(size))
+
+
+def calibrated(draft_probs: FloatArray, curve: ProbabilityCurve | None) -> FloatArray:
+    """The curve's shares at these probabilities, of any shape; its ends stay; without a curve the draft's word."""
+    if curve is None:
+        return draft_probs
+    shares: FloatArray = np.interp(draft_probs, curve.draft_probs, curve.accepted_shares)
+    return shares
+
+
+def _candidates(recordings: Sequence[AcceptanceRecording]) -> tuple[FloatArray, FloatArray]:
+    """The draft's probability of each candidate that it gives any, and 1 where the target took it."""
+    probs, taken = [], []
+    for recording in recordings:
+        if recording.top_probs:
+            probs_TJ = np.array(recording.top_probs).reshape(-1, NUM_TOP_PROBS)
+            taken_TJ = np.array(recording.ranks)[:, None] == np.arange(NUM_TOP_PROBS)
+            probs.append(probs_TJ[probs_TJ > 0])
+            taken.append(taken_TJ[probs_TJ > 0])
+    if not probs:
+        return np.zeros(0), np.zeros(0)
+    least = 1 / (1 + np.exp(_MOST_LOG_ODDS))
+    return np.concatenate(probs).clip(least, 1 - least), np.concatenate(taken).astype(np.float64)

@@ -1,0 +1,197 @@
+"""How a round drafts: the kinds of draft that a plan chooses among, and the sizes that are tried of each."""
+
+import itertools
+import math
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from planner.contracts.errors import UsageError
+from planner.contracts.model_shape import ModelShape
+from planner.contracts.plan import (
+    MAX_DRAFT_LEN,
+    ChainDraft,
+    Draft,
+    Dtype,
+    HybridDraft,
+    NgramDraft,
+    NoDraft,
+    SelfDraft,
+    TreeDraft,
+)
+
+DraftKind = Literal["none", "chain", "tree", "ngram", "hybrid"]
+DRAFT_KINDS: tuple[DraftKind, ...] = ("none", "chain", "ngram", "tree", "hybrid")  # the simplest first
+MODEL_KINDS: tuple[DraftKind, ...] = ("chain", "tree", "hybrid")  # with a draft model
+
+_CHAIN_LENS = (*range(1, 17), 20, 24, 28, 32, 40, 48, MAX_DRAFT_LEN)
+_TREE_NODES, _TREE_DEPTHS = (4, 8, 16, 32, 64, 128, 256, 512), (4, 8, 12, 16, 24)
+_NGRAM_NODES = (4, 8, 16, 32, 64)
+_MOST_PASS_NODES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drafting:
+    """A kind of draft and its size; beside the context's last token one pass verifies `num_nodes` drafted ones."""
+
+    kind: DraftKind = "none"
+    num_nodes: int = 0
+    max_depth: int = 0
+    pass_nodes: int = 1  # that one pass of the draft expands
+    tiers: tuple[int, ...] = ()  # of a chain
+
+    @property
+    def num_verified(self) -> int:
+        """Tokens of a verify pass."""
+        return self.num_nodes + 1
+
+    @property
+    def has_model(self) -> bool:
+        """Whether a draft model takes part."""
+        return self.kind in MODEL_KINDS
+
+    @property
+    def tree_nodes(self) -> int:
+        """Nodes that hang on the sequence while a pass verifies them, its last token too; a chain is part of it."""
+        return self.num_verified if self.kind not in ("none", "chain") else 0
+
+    @property
+    def draft_nodes(self) -> int:
+        """Nodes that hang on the draft model's own sequence at most, while a tree is drafted."""
+        return self.pass_nodes * (self.max_depth - 1) if self.kind in ("tree", "hybrid") else 0
+
+    @property
+    def label(self) -> str:
+        """As a table shows it."""
+        match self.kind:
+            case "none":
+                return "no draft"
+            case "chain":
+                return f"chain of {'/'.join(map(str, self.tiers)) if self.tiers else self.num_nodes}"
+            case "ngram":
+                return f"n-grams of {self.num_nodes}"
+        return f"{self.kind} of {self.num_nodes}, depth {self.max_depth}"
+
+    def of(self, draft: ModelShape | None, dtype: Dtype, device: int) -> Draft:
+        """The plan's draft; none where a model is needed and there is none."""
+        if self.kind == "ngram":
+            return NgramDraft(num_nodes=self.num_nodes, max_depth=self.max_depth)
+        if self.kind == "none" or draft is None:
+            return NoDraft()
+        if self.kind == "chain":
+            return ChainDraft(
+                model=draft.name,
+                fingerprint=draft.fingerprint,
+                draft_len=self.num_nodes,
+                tiers=self.tiers,
+                dtype=dtype,
+                device=device,
+            )
+        variant = TreeDraft if self.kind == "tree" else HybridDraft
+        return variant(
+            model=draft.name,
+            fingerprint=draft.fingerprint,
+            num_nodes=self.num_nodes,
+            max_depth=self.max_depth,
+            pass_nodes=self.pass_nodes,
+            dtype=dtype,
+            device=device,
+        )
+
+
+NO_DRAFTING = Drafting()
+
+
+def chain(draft_len: int, tiers: tuple[int, ...] = ()) -> Drafting:
+    """A chain of so many tokens; of none, no draft."""
+    if draft_len == 0:
+        return NO_DRAFTING
+    return Drafting(kind="chain", num_nodes=draft_len, max_depth=draft_len, tiers=tiers)
+
+
+def tree(num_nodes: int, max_depth: int, kind: DraftKind = "tree") -> Drafting:
+    """A tree, or a hybrid one; each pass of the draft expands twice the nodes that a level has on average."""
+    depth = min(max_depth, num_nodes)
+    pass_nodes = min(_MOST_PASS_NODES, num_nodes, 2 * math.ceil(num_nodes / depth))
+    return Drafting(kind=kind, num_nodes=num_nodes, max_depth=depth, pass_nodes=pass_nodes)
+
+
+def ngram(num_nodes: int) -> Drafting:
+    """Continuations of earlier text, as deep as there are nodes."""
+    return Drafting(kind="ngram", num_nodes=num_nodes, max_depth=min(num_nodes, MAX_DRAFT_LEN))
+
+
+def drafting_of(draft: Draft) -> Drafting:
+    """A plan's draft without its model. Raises: UsageError for one that nothing here prices."""
+    match draft:
+        case NoDraft():
+            return NO_DRAFTING
+        case ChainDraft():
+            return chain(draft.draft_len, draft.tiers)
+        case NgramDraft():
+            return Drafting(kind="ngram", num_nodes=draft.num_nodes, max_depth=draft.max_depth)
+        case TreeDraft() | HybridDraft():
+            return Drafting(
+                kind=draft.kind, num_nodes=draft.num_nodes, max_depth=draft.max_depth, pass_nodes=draft.pass_nodes
+            )
+        case SelfDraft():
+            raise UsageError(
+                "a draft by the target's own layers is not planned", why="nothing times it", remedy="another kind"
+            )
+
+
+def draftings_for(
+    kind: str | None, *, draft_len: int | None = None, num_nodes: int | None = None, tiers: str | None = None
+) -> tuple[Drafting, ...]:
+    """What the planner may choose among, by what the user stated; all of it where nothing was.
+
+    Raises: UsageError, where the sizes belong to another kind than the one named, or tiers do not ascend.
+    """
+    of_chain, of_tree = draft_len is not None or tiers is not None, num_nodes is not None
+    if draft_len is not None and tiers is not None:
+        raise UsageError("a draft length and tiers", why="the longest tier is the length", remedy="--draft-tiers alone")
+    if of_chain and (of_tree or kind not in (None, "auto", "chain")):
+        raise UsageError(
+            f"a draft length with {'--draft-tree' if of_tree else f'--draft-kind {kind}'}",
+            why="--draft-len and --draft-tiers size a chain",
+            remedy="--draft-tree NODES for trees, hybrids and n-grams, or --draft-kind chain",
+        )
+    if of_tree and kind in ("chain", "none"):
+        raise UsageError(
+            f"--draft-tree with --draft-kind {kind}", why="it sizes trees, hybrids and n-grams", remedy="--draft-len"
+        )
+    if of_chain:
+        return (chain(draft_len),) if draft_len is not None else (_with_tiers(tiers or ""),)
+    kinds = DRAFT_KINDS if kind in (None, "auto") else (kind,)
+    sized = EVERY_DRAFTING if num_nodes is None else _of_size(num_nodes)
+    return tuple(entry for entry in sized if entry.kind in kinds)
+
+
+def _with_tiers(text: str) -> Drafting:
+    try:
+        tiers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        tiers = ()
+    is_rising = bool(tiers) and all(a < b for a, b in itertools.pairwise((0, *tiers))) and tiers[-1] <= MAX_DRAFT_LEN
+    if not is_rising:
+        raise UsageError(
+            f"--draft-tiers {text!r} is no list of lengths",
+            why=f"tiers are whole numbers from 1 to {MAX_DRAFT_LEN} that ascend, with commas between them",
+            remedy="--draft-tiers 1,3,7,15",
+        )
+    return chain(tiers[-1], tiers)
+
+
+def _of_size(num_nodes: int) -> tuple[Drafting, ...]:
+    """Trees, hybrids and n-grams of one size."""
+    depths = [depth for depth in _TREE_DEPTHS if depth < num_nodes] or [num_nodes]
+    kinds: tuple[DraftKind, ...] = ("tree", "hybrid")
+    trees = [tree(num_nodes, depth, kind) for kind, depth in product(kinds, depths)]
+    return (*trees, ngram(num_nodes))
+
+
+EVERY_CHAIN = tuple(chain(length) for length in _CHAIN_LENS)
+EVERY_TREE = tuple(tree(nodes, depth) for nodes, depth in product(_TREE_NODES, _TREE_DEPTHS) if depth <= nodes)
+EVERY_HYBRID = tuple(tree(entry.num_nodes, entry.max_depth, "hybrid") for entry in EVERY_TREE)
+EVERY_NGRAM = tuple(ngram(nodes) for nodes in _NGRAM_NODES)
+EVERY_DRAFTING = (NO_DRAFTING, *EVERY_CHAIN, *EVERY_TREE, *EVERY_NGRAM, *EVERY_HYBRID)

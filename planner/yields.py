@@ -1,0 +1,76 @@
+"""Tokens per round of every way to draft, from a profile's recordings of a kind of text, or from a published curve."""
+
+from functools import lru_cache
+
+from planner.acceptance import Yield, chain_yield, curve_yield, ngram_yield, sampled_yield
+from planner.calibration import calibration
+from planner.contracts.errors import BadInputError
+from planner.contracts.plan import ProbabilityCurve
+from planner.contracts.profile import AcceptanceRecording, Profile
+from planner.drafting import Drafting
+from planner.published_tree import published_tree_yield
+from planner.timing import missing
+from planner.tree_yield import hybrid_yield, sampled_tree_yield, tree_yield
+
+_MIN_MATCH_TOKENS = 1
+_NOTHING = Yield(mean=1.0, between_frac=0.0, round_frac=0.0, num_prompts=1, survival=())
+
+
+class Yields:
+    """Replays of one profile's recordings of a domain; None stands for all of them."""
+
+    def __init__(self, profile: Profile, domain: str | None, *, is_sampled: bool) -> None:
+        self._profile = profile
+        self._domain = domain
+        self._is_sampled = is_sampled
+        self.calibration = lru_cache(maxsize=None)(self._calibration)
+        self._recordings = lru_cache(maxsize=None)(self._recordings_of)
+
+    def of(self, fingerprint: str | None, drafting: Drafting) -> Yield:
+        """Tokens per round; `fingerprint` is the draft model's. Raises: BadInputError, where nothing says."""
+        nodes, depth = drafting.num_nodes, drafting.max_depth
+        if drafting.kind == "none":
+            return _NOTHING
+        texts = self._recordings(None)
+        if drafting.kind == "ngram":
+            if not texts:
+                raise missing(f"matches within {self._domain or 'any text'}", "acceptance")
+            return ngram_yield(texts, depth, _MIN_MATCH_TOKENS)
+        assert fingerprint is not None, f"a {drafting.kind} needs a draft model"
+        recordings = self._recordings(fingerprint)
+        if not recordings:
+            return self._published(fingerprint, drafting)
+        if drafting.kind == "chain":
+            return (sampled_yield if self._is_sampled else chain_yield)(recordings, depth)
+        curve = self.calibration(fingerprint)
+        if drafting.kind == "tree":
+            return (sampled_tree_yield if self._is_sampled else tree_yield)(recordings, nodes, depth, curve)
+        if self._is_sampled:
+            raise BadInputError(
+                "hybrids are not predicted where one samples",
+                why="recordings do not say how probable the target finds a copied token",
+                remedy="plan a tree, or greedy text",
+            )
+        return hybrid_yield(recordings, texts, nodes, depth, _MIN_MATCH_TOKENS, curve)
+
+    def _published(self, fingerprint: str, drafting: Drafting) -> Yield:
+        name = next(draft.name for draft in self._profile.drafts if draft.fingerprint == fingerprint)
+        curve = next((entry for entry in self._profile.curves if entry.draft == name), None)
+        if curve is None:
+            raise missing(f"the acceptance of the draft {name} on {self._domain or 'any text'}", "acceptance")
+        if drafting.kind == "hybrid":
+            raise missing(f"matches within {self._domain or 'any text'}", "acceptance")
+        if drafting.kind == "tree":
+            return published_tree_yield(curve, drafting.num_nodes, drafting.max_depth)
+        return curve_yield(curve, drafting.max_depth)
+
+    def _calibration(self, fingerprint: str) -> ProbabilityCurve | None:
+        """How often the target takes what the draft gives some probability; None where too little was recorded."""
+        return calibration(self._recordings(fingerprint))
+
+    def _recordings_of(self, fingerprint: str | None) -> tuple[AcceptanceRecording, ...]:
+        return tuple(
+            entry
+            for entry in self._profile.acceptance
+            if entry.fingerprint == fingerprint and self._domain in (None, entry.domain)
+        )

@@ -1,0 +1,78 @@
+"""Text files whose continuations n-gram drafting offers besides the text's own: read once, used by every request."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+from planner.contracts.errors import BadInputError
+from planner.contracts.untrusted_files import open_untrusted, shown
+from runtime.draft.automaton import SEPARATOR, SuffixAutomaton
+
+MOST_CORPUS_BYTES = 16 * 2**20
+
+
+class Corpus:
+    """The automaton of several texts; no match and no continuation runs from one into the next."""
+
+    def __init__(self, texts: Sequence[Sequence[int]]) -> None:
+        self.text = SuffixAutomaton()
+        for tokens in texts:
+            for token in tokens:
+                self.text.append(token)
+            self.text.append(SEPARATOR)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all texts, with one more for the end of each."""
+        return len(self.text)
+
+    @classmethod
+    def read(
+        cls, paths: Sequence[Path], encode: Callable[[str], Sequence[int]], most_bytes: int = MOST_CORPUS_BYTES
+    ) -> Self:
+        """The corpus of UTF-8 files, which together have at most `most_bytes`.
+
+        Raises: BadInputError, naming the first file that cannot be read, is empty, is no text, or is one too many.
+        """
+        texts = []
+        num_bytes_left = most_bytes
+        for path in paths:
+            content = _content(path, num_bytes_left, most_bytes)
+            num_bytes_left -= len(content)
+            texts.append(encode(_decoded(path, content)))
+        return cls(texts)
+
+
+def _content(path: Path, num_bytes_left: int, most_bytes: int) -> bytes:
+    with open_untrusted(path) as file:
+        if file.num_bytes > num_bytes_left:
+            raise BadInputError(
+                f"{shown(path)} is too large for a corpus",
+                why=f"it has {file.num_bytes:,} bytes, and {num_bytes_left:,} of {most_bytes:,} are left",
+                remedy="give fewer files, or only the parts that the output is likely to repeat",
+            )
+        return file.read(file.num_bytes, offset_bytes=0)
+
+
+def _decoded(path: Path, content: bytes) -> str:
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInputError(
+            f"{shown(path)} is not UTF-8 text",
+            why=f"byte {error.start:,} does not continue the text",
+            remedy="give a text file, or convert this one to UTF-8",
+        ) from error
+    if "\0" in text:
+        raise BadInputError(
+            f"{shown(path)} is not a text file",
+            why=f"it holds a NUL byte, at {content.index(0):,}",
+            remedy="give source code, notes or other plain text",
+        )
+    if not text.strip():
+        raise BadInputError(
+            f"{shown(path)} is empty",
+            why="nothing in it could be drafted from",
+            remedy="leave it out, or check that it was written completely",
+        )
+    return text
