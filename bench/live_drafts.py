@@ -90,10 +90,8 @@ class Outcome:
     def mean_s(self, of: str) -> float:
         """Mean seconds per round of a part: of the compute lane, or of the link."""
         rounds = [entry for turn in self.turns for report in turn for entry in report.rounds]
-        found = [getattr(entry.compute, of, None) for entry in rounds]
-        if found[0] is None:
-            found = [getattr(entry.link, of) for entry in rounds if entry.link is not None]
-        return statistics.fmean(found)
+        parts = [(entry.compute if hasattr(entry.compute, of) else entry.link) for entry in rounds]
+        return statistics.fmean(float(getattr(part, of)) for part in parts if part is not None)
 
 
 def main() -> None:
@@ -179,10 +177,10 @@ def recordings(task: str, tokenizer: PreTrainedTokenizerBase) -> list[Recording]
             for prompt, solution in pairs
             if len(solution) >= _NEW_TOKENS // 2
         ]
-    texts = edited_texts(lambda text: list(tokenizer.encode(text)))
+    edits = edited_texts(lambda text: list(tokenizer.encode(text)))
     return [
         replace(one, prompt=one.prompt[:_EDIT_TOKENS], output=one.output[: _EDIT_TOKENS - 8])
-        for one in texts
+        for one in edits
         if len(one.prompt) >= _EDIT_TOKENS
     ]
 

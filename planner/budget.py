@@ -116,6 +116,12 @@ def _check_context(target: ModelShape, wishes: Wishes) -> None:
             why=f"{target.name} was made for at most {target.max_context_tokens}",
             remedy="shorten the prompt, or ask for fewer tokens or a smaller --ctx-size",
         )
+    if wishes.drafting.num_nodes >= wishes.context_tokens:
+        raise UsageError(
+            f"a {wishes.drafting.label} is larger than the context",
+            why=f"the context is {wishes.context_tokens} tokens, and every drafted one would have to fit",
+            remedy="a smaller --draft-tree or --draft-len, or a larger --ctx-size",
+        )
 
 
 def _draft(draft: ModelShape | None, wishes: Wishes) -> Draft:

@@ -18,15 +18,6 @@ from planner.contracts.profile import AcceptanceCurve
 
 # Of the second to ninth choice, where the first is wrong.
 RANK_SHARES = (0.30, 0.14, 0.08, 0.05, 0.05, 0.03, 0.03, 0.02)
-    0.30,
-    0.14,
-    0.08,
-    0.05,
-    0.05,
-    0.03,
-    0.03,
-    0.02,
-)  # of the second to ninth choice, where the first is wrong
 ASSUMED_RANKS_FRAC = 0.10  # by which another pair's shares may move the tokens per round
 
 

@@ -210,7 +210,11 @@ def candidates_of(
     grains: Sequence[Granularity] = ("layers",),
 ) -> list[Candidate]:
     """The candidates with one draft model, or without one, that fit the budget; none where nothing does."""
-    draftings = [entry for entry in request.draftings if entry.has_model == (draft is not None)]
+    draftings = [
+        entry
+        for entry in request.draftings
+        if entry.has_model == (draft is not None) and entry.num_nodes < request.wishes.context_tokens
+    ]
     rooms = {
         wishes: room
         for drafting, chunk_tokens in itertools.product(draftings, _chunks(request.wishes))

@@ -74,6 +74,7 @@ def _probs_of_nodes(target_probs_TV: Tensor, proposal: Proposal) -> list[tuple[f
     target_N = target_probs_TV[[parent + 1 for parent in proposal.parents], proposal.tokens].double()
     draft_N = torch.ones_like(target_N)
     drawn = [node for node, row in enumerate(proposal.row_of) if row is not None]
+    assert proposal.rows_RV is None or len(proposal.row_of) == len(proposal.tokens), "a node's draft row is not named"
     if drawn:
         rows_RV, rows = proposal.rows_RV, [proposal.row_of[node] for node in drawn]
         tokens = [proposal.tokens[node] for node in drawn]

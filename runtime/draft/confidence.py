@@ -21,7 +21,7 @@ _ONE_VOTE = 0.5  # odds of what followed a match only once, by those over all vo
 _SOLE_VOTES = (2, 3, 5)  # the only continuation of the longest match
 _SPLIT_SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)  # one of several
 _BACKOFF_SHARES = (0.1, 0.25, 0.5, 0.8)  # of a shorter match
-_NUM_SOLE, _NUM_SPLIT, _NUM_BACKOFF = len(_SOLE_VOTES) + 1, len(_SPLIT_SHARES) + 1, len(_BACKOFF_SHARES) + 1
+_NUM_SOLE, _NUM_SPLIT = len(_SOLE_VOTES) + 1, len(_SPLIT_SHARES) + 1
 
 
 def cell_of(match_tokens: int, num_votes: int, total_votes: int, is_latest: bool, is_backoff: bool) -> int:
@@ -40,7 +40,7 @@ def cell_of(match_tokens: int, num_votes: int, total_votes: int, is_latest: bool
 
 
 class Confidence:
-    """Beta counts by cell, with the prior among them. Within a column the chance never falls with the match's length."""
+    """Beta counts by cell, the prior among them; within a column no longer match has a lower chance."""
 
     def __init__(self) -> None:
         priors = [prob for column in _columns() for prob in column]

@@ -53,7 +53,7 @@ class Costs:
         return self.verify_s(num_verified) + self.exposed_s(num_verified, draft_s)
 
     def marginal_verify_s(self, num_verified: int) -> float:
-        """Seconds that one token more takes; 0 between two steps of a table, so that no choice should rest on it alone."""
+        """Seconds that one token more takes; 0 between the steps of a table, so that it alone decides nothing."""
         return self.verify_s(num_verified + 1) - self.verify_s(num_verified)
 
     def least_marginal_s(self, most_nodes: int) -> float:

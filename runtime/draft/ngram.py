@@ -15,7 +15,7 @@ from runtime.draft.corpus import Corpus
 from runtime.draft.costs import Costs, Rate, best_size
 from runtime.proposal import NOTHING, ROOT, Proposal, Verdict
 
-MOST_TOKENS = 2**18
+MOST_TOKENS = 2**18  # of a text that are remembered: natural text takes 55 MB then, no text more than 160 MB
 
 _MOST_LEVELS = 2  # the longest match, and the next shorter one that offers more
 _MOST_OFFERS = 8  # tokens that one match offers
@@ -43,7 +43,7 @@ class _Offer(NamedTuple):
 
 
 class _Source:
-    """One place to look: the own text or the corpus, the match at the context's end, and how far it is to be trusted."""
+    """One text to copy from, and how far its copies are to be trusted."""
 
     def __init__(self, text: SuffixAutomaton, min_match_tokens: int, vocab_size: int) -> None:
         self.text = text
@@ -165,6 +165,7 @@ class NgramDrafter:
         self._num_nodes = num_nodes
         self._max_depth = max_depth
         self._costs = costs
+        self._least_node_s = costs.least_marginal_s(num_nodes)
         self._rate = Rate(costs)
         self._own = RecentText(most_tokens)
         self._num_followed = 0  # tokens of the context
@@ -176,8 +177,7 @@ class NgramDrafter:
 
     def propose(self, context: Sequence[int], max_depth: int) -> Proposal:
         """As many of the candidates as pay by the plan's costs, in a tree."""
-        least_prob = self._rate.tokens_per_s * self._costs.least_marginal_s(self._num_nodes)
-        tree = self._grow(context, self._num_nodes, max_depth, least_prob)
+        tree = self._grow(context, self._num_nodes, max_depth, self._rate.tokens_per_s * self._least_node_s)
         size = best_size(tree.probs, self._costs, self._rate)
         if size == 0:
             return NOTHING
@@ -189,7 +189,7 @@ class NgramDrafter:
         )
 
     def candidates(self, context: Sequence[int], num_nodes: int, max_depth: int) -> NodeCandidates:
-        """The most probable nodes, whether they pay or not; fewer where less is known."""
+        """The most probable nodes, whether they pay or not, down to none; to be proposed among others."""
         tree = self._grow(context, num_nodes, max_depth, 0.0)
         return NodeCandidates(tuple(tree.tokens), tuple(tree.parents), tuple(tree.probs))
 

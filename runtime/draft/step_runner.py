@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Step = Callable[[int], None]  # of a width; reads and writes nothing but memory that never moves
+Step = Callable[[int], object]  # of a width; reads and writes nothing but memory that never moves
 
 _WARM_UP_STEPS = 3  # libraries choose kernels and take workspaces in the first
 _READS = ("_local_scalar_dense", "nonzero", "_unique2", "unique_dim", "masked_select", "is_nonzero", "equal")
@@ -60,14 +60,15 @@ class CapturedSteps:
 
 def host_reads(step: Step) -> list[str]:
     """The operations of a step of width 1 by which the host waits for a value, or for a shape that depends on one."""
-    with _Watch() as watch:
+    watch = _Watch()
+    with watch:
         step(1)
     return watch.found
 
 
 class _Watch(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
     def __torch_dispatch__(

@@ -162,7 +162,7 @@ class Storages(TorchDispatchMode):
     """The storages that operations allocate while it is on."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._made: list[StorageWeakRef] = []
 
     @property

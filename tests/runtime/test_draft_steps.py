@@ -67,7 +67,7 @@ class Recording(TorchDispatchMode):
     """All operations of a block, in order."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches: list[Launch] = []
 
     def __torch_dispatch__(
@@ -109,6 +109,67 @@ def tensors_of(value: object) -> list[Tensor]:
     if isinstance(value, (tuple, list)):
         return [tensor for entry in value for tensor in tensors_of(entry)]
     return []
+
+
+class SimulatedCuda:
+    """The parts of torch.cuda that record a step, on the CPU; `log` tells in which order they were used."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.log: list[object] = []
+        self._num_pools = 0
+        for name in ("graph_pool_handle", "current_stream", "stream", "graph"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: SimulatedStream("side", self.log))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", SimulatedGraph)
+
+    def graph_pool_handle(self) -> int:
+        """A pool of its own in each call."""
+        self._num_pools += 1
+        return self._num_pools
+
+    def current_stream(self) -> "SimulatedStream":
+        """The main one."""
+        return SimulatedStream("main", self.log)
+
+    @contextmanager
+    def stream(self, stream: "SimulatedStream") -> Iterator[None]:
+        """Work goes to the stream."""
+        self.log.append(f"on {stream.name}")
+        yield
+
+    @contextmanager
+    def graph(
+        self, graph: "SimulatedGraph", pool: int, stream: "SimulatedStream", capture_error_mode: str
+    ) -> Iterator[None]:
+        """Record; unlike a device, run as well, which a later replay must not depend on."""
+        self.log.append(f"record on {stream.name} in pool {pool}, {capture_error_mode}")
+        with graph.recording:
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedStream:
+    """A stream that only tells whom it waits for."""
+
+    name: str
+    log: list[object]
+
+    def wait_stream(self, other: "SimulatedStream") -> None:
+        """Wait."""
+        self.log.append(f"{self.name} waits for {other.name}")
+
+
+class SimulatedGraph:
+    """A graph that replays a recording."""
+
+    def __init__(self) -> None:
+        self.recording = Recording()
+
+    @torch.inference_mode()
+    def replay(self) -> None:
+        """Run again what was recorded."""
+        for launch in self.recording.launches:
+            launch.again()
 
 
 RUNNERS: dict[str, MakeRunner] = {"eager": EagerSteps, "recorded": RecordedSteps}
@@ -437,6 +498,33 @@ def test_a_step_that_remembers_its_tokens_would_be_seen(tiny_model: TinyModel, m
 
 
 # --- on a device ---
+
+
+def test_each_width_is_recorded_once_after_a_warm_up_and_then_replayed(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = SimulatedCuda(monkeypatch)
+
+    def captured(step: Step, widths: Sequence[int]) -> CapturedSteps:
+        def logged(width: int) -> None:
+            cuda.log.append(width)
+            step(width)
+
+        return CapturedSteps(logged, widths)
+
+    with twins(tiny_model("llama", "fp64"), captured, most_rows=3) as both:
+        for width in (4, 2, 1):  # the widest first
+            before, warm_up, recorded = cuda.log[:2], cuda.log[2:5], cuda.log[5:8]
+            assert before == ["side waits for main", "on side"]
+            assert warm_up == [width] * 3
+            assert recorded == ["main waits for side", "record on side in pool 1, thread_local", width]
+            del cuda.log[:8]
+        both.forward(random_tokens(9, seed=0), 1)
+        for num_tokens in (1, 1, 2, 3, 4, 1):
+            both.forward(random_tokens(num_tokens, seed=num_tokens), num_tokens)
+            both.forward_tree(random_tokens(num_tokens, seed=1), random_parents(num_tokens, 1))
+            both.keep_path(lineage(random_parents(num_tokens, 1), num_tokens - 1))
+        assert cuda.log == [], "a step was run by Python"
 
 
 @pytest.mark.gpu

@@ -164,6 +164,11 @@ def test_drawn_tokens_without_any_row_are_a_bug() -> None:
         verify_sampled(TARGET[:2], rowless, [0.0, 0.0])
 
 
+def test_rows_without_the_nodes_that_were_drawn_from_them_are_a_bug() -> None:
+    with pytest.raises(AssertionError, match="draft row is not named"):
+        verify_sampled(TARGET[:2], Proposal((0,), (ROOT,), ("model",), DRAFT), [0.0, 0.0])
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=st.data(), tree=trees(vocabulary=4))
 def test_no_token_of_target_probability_zero_is_ever_emitted_from_a_tree(

@@ -1,0 +1,171 @@
+"""The planner chooses among chains, trees, n-grams and hybrids, by recordings and costs that decide between them."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from made_up import DRAFT, MB, TARGET, profile, request, spread
+
+from planner.acceptance import chain_yield
+from planner.budget import plan_for_budget
+from planner.contracts.errors import UsageError
+from planner.contracts.plan import NgramDraft, TreeDraft
+from planner.contracts.profile import (
+    AcceptanceRecording,
+    ComputeMeasurement,
+    DraftMeasurement,
+    Profile,
+)
+from planner.drafting import EVERY_DRAFTING, chain, ngram, tree
+from planner.recommend import recommend
+from planner.round_costs import round_costs
+from planner.schedule import round_time_s
+from planner.scoring import schedule_of
+from planner.search import plan_of, rank, scorer_for
+
+TIGHT = 80 * MB
+NUM_TOKENS = 96
+TOP = (0.5, 0.3, 0.1, 0.05, 0.02, 0.01, 0.01, 0.01)
+
+
+def texts(seed: int, *, is_repetitive: bool) -> tuple[AcceptanceRecording, AcceptanceRecording]:
+    """A text alone, and a draft whose first two choices are right in eight of ten cases."""
+    drawn = random.Random(seed)
+    ranks = tuple(drawn.choices(range(9), weights=(*TOP, 0.0))[0] for _ in range(NUM_TOKENS))
+    matches = (12,) * NUM_TOKENS if is_repetitive else (0,) * NUM_TOKENS
+    hits = tuple(int(drawn.random() < 0.97) if is_repetitive else 0 for _ in range(NUM_TOKENS))
+    alone = AcceptanceRecording(
+        domain="code",
+        prompt_tokens=16,
+        match_lengths=matches,
+        match_hits=hits,
+        match_shares=tuple(float(is_repetitive) for _ in hits),
+    )
+    drafted = AcceptanceRecording(
+        domain="code",
+        prompt_tokens=16,
+        fingerprint=DRAFT.fingerprint,
+        ranks=ranks,
+        draft_probs=tuple(TOP[rank] for rank in ranks),
+        overlaps=(0.6,) * NUM_TOKENS,
+        top_probs=TOP * NUM_TOKENS,
+    )
+    return alone, drafted
+
+
+def measured(*, is_repetitive: bool, has_levels: bool = True) -> Profile:
+    """A profile in which every kind can be priced; looking up n-grams takes 0.1 ms, a level of a tree 4 ms."""
+    made = profile()
+    levels = [
+        DraftMeasurement(
+            fingerprint=DRAFT.fingerprint,
+            is_tree_level=True,
+            num_tokens=count,
+            context_tokens=0,
+            duration_s=spread(4e-3),
+        )
+        for count in (1, 64)
+    ]
+    lookup = ComputeMeasurement(
+        unit="ngram", processor="host", num_tokens=16, context_tokens=0, duration_s=spread(1e-4)
+    )
+    return profile(
+        compute=(*made.compute, lookup),
+        draft_passes=(*made.draft_passes, *(levels if has_levels else [])),
+        acceptance=tuple(entry for seed in range(6) for entry in texts(seed, is_repetitive=is_repetitive)),
+    )
+
+
+def test_every_kind_takes_part_and_the_best_of_each_is_listed() -> None:
+    found = recommend(measured(is_repetitive=False), request(TIGHT))
+    assert [choice.draft_kind for choice in found.kinds] == ["none", "chain", "ngram", "tree", "hybrid"]
+    assert found.refused == ()
+
+
+def test_where_second_choices_are_often_right_a_tree_beats_every_chain() -> None:
+    ranking = rank(measured(is_repetitive=False), request(TIGHT))
+    best_tree, best_chain = ranking.best_of(DRAFT.fingerprint, "tree"), ranking.best_of(DRAFT.fingerprint, "chain")
+    assert best_tree is not None
+    assert best_chain is not None
+    assert best_tree.terms.tokens_per_round > best_chain.terms.tokens_per_round
+    assert best_tree.tokens_per_s > best_chain.tokens_per_s
+
+
+def test_text_that_repeats_itself_is_drafted_from_itself_without_any_model() -> None:
+    alone = measured(is_repetitive=True).model_copy(update={"drafts": ()})
+    plan = recommend(alone, request(TIGHT)).plan
+    assert isinstance(plan.draft, NgramDraft)
+    assert plan.memory.draft_bytes == plan.memory.draft_kv_bytes == 0
+    assert recommend(measured(is_repetitive=False).model_copy(update={"drafts": ()}), request(TIGHT)).answer == (
+        "do not speculate"
+    )
+
+
+def test_trees_that_nobody_timed_are_refused_by_name_and_chains_are_planned() -> None:
+    found = recommend(measured(is_repetitive=False, has_levels=False), request(TIGHT))
+    assert found.choice.draft_kind == "chain"
+    assert [refusal.draft for refusal in found.refused] == ["draft (tree)", "draft (hybrid)"]
+    assert "levels of a tree" in found.refused[0].why
+
+
+def test_only_what_was_asked_for_is_planned() -> None:
+    asked = replace(request(TIGHT), draftings=(tree(16, 4),))
+    ranking = rank(measured(is_repetitive=True), asked)
+    assert {score.candidate.drafting.label for score in ranking.scores} == {"no draft", "tree of 16, depth 4"}
+
+
+def test_a_chain_among_all_kinds_still_yields_what_the_replay_says() -> None:
+    made = measured(is_repetitive=False)
+    asked = replace(request(TIGHT), draftings=(chain(3), ngram(4)))
+    score = rank(made, asked).best_of(DRAFT.fingerprint)
+    assert score is not None
+    recordings = [entry for entry in made.acceptance if entry.fingerprint is not None]
+    assert score.terms.tokens_per_round == pytest.approx(chain_yield(recordings, 3).mean)
+
+
+def test_a_plan_carries_what_each_size_of_round_costs_and_hides() -> None:
+    made, asked = measured(is_repetitive=False), replace(request(TIGHT), draftings=(tree(32, 8),))
+    score = rank(made, asked).best_of(DRAFT.fingerprint)
+    assert score is not None
+    plan, _ = plan_of(made, asked, score)
+    costs = plan.round_costs
+    assert isinstance(plan.draft, TreeDraft)
+    assert costs is not None
+    assert costs.num_verified[-1] == 33
+    assert list(costs.round_s) == pytest.approx(sorted(costs.round_s))
+    assert costs.draft_pass_s == pytest.approx([4e-3] * len(costs.pass_nodes))
+    schedule = schedule_of(replace(score.terms, draft_s=0.0))
+    assert round_time_s(schedule) == pytest.approx(costs.round_s[-1], rel=0.01)
+    hidden_s = costs.hidden_s[-1]
+    assert hidden_s > 0, "the link binds"
+    later = replace(schedule, boundary_s=schedule.boundary_s + hidden_s)
+    assert round_time_s(later) == pytest.approx(round_time_s(schedule), rel=1e-6)
+    assert round_time_s(replace(later, boundary_s=later.boundary_s + 1e-3)) > round_time_s(later) + 0.9e-3
+
+
+def test_rounds_that_never_differ_carry_no_costs() -> None:
+    made, asked = measured(is_repetitive=False), request(TIGHT)
+    score = rank(made, replace(asked, draftings=(chain(4),))).best_of(DRAFT.fingerprint)
+    assert score is not None
+    assert round_costs(scorer_for(made, asked), score.candidate) is None
+
+
+def test_a_tree_takes_memory_for_its_nodes_in_both_caches() -> None:
+    asked = request(10**9)
+    plans = [
+        plan_for_budget(TARGET, DRAFT, asked.budget, replace(asked.wishes, drafting=drafting))
+        for drafting in (chain(8), tree(64, 8))
+    ]
+    kv_bytes = [plan.memory.target_kv_bytes for plan in plans]
+    per_token = kv_bytes[0] / asked.wishes.context_tokens
+    assert kv_bytes[1] >= kv_bytes[0] + 65 * per_token
+    assert plans[1].memory.draft_kv_bytes > plans[0].memory.draft_kv_bytes
+
+
+def test_a_tree_larger_than_the_context_is_refused() -> None:
+    asked = request(10**9)
+    with pytest.raises(UsageError, match="larger than the context"):
+        plan_for_budget(TARGET, DRAFT, asked.budget, replace(asked.wishes, drafting=tree(128, 8)))
+    sizes = {score.candidate.drafting for score in rank(measured(is_repetitive=False), asked).scores}
+    assert sizes < set(EVERY_DRAFTING)
+    assert max(size.num_nodes for size in sizes) < asked.wishes.context_tokens
