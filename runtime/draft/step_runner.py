@@ -28,7 +28,11 @@ class EagerSteps:
     """Runs the step as Python says."""
 
     def __init__(self, step: Step, widths: Sequence[int]) -> None:
-        self.run = step
+        self._step = step
+
+    def run(self, width: int) -> None:
+        """One step."""
+        self._step(width)
 
 
 class CapturedSteps:
