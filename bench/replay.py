@@ -1,59 +1,80 @@
 """Draft policies replayed over recorded texts, without any model: greedy verification accepts exactly what matches.
 
-Scores are tokens per unit of cost: a pass takes 1, each drafted token verified in it v, each pass of a draft model c.
-The n-gram drafter is the runtime's own. Against it: the best static length over a fine grid, the best one of each phase
-(an oracle), and an oracle that knows in each round how many tokens will be accepted.
+Scores are tokens per unit of cost: a pass takes 1, each drafted token verified in it v, and a pass of a draft model c,
+and c / 64 more for each of its nodes. The drafters are the runtime's own. Against the one of n-grams: the best static
+length over a fine grid, the best one of each phase (an oracle), and an oracle that knows in each round how many tokens
+will be accepted. Those with a draft model run over what the demo draft was recorded to say (`--record` makes the
+recordings); against them: the best static length of either drafter, known afterwards.
 """
 
 import argparse
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer
 
 from bench.models import print_header, print_json
-from bench.texts import Recording, edited_texts, natural_texts, phased_texts, read_recordings
-from planner.contracts.plan import RoundCosts
+from bench.policies import (
+    TIERS,
+    Chances,
+    Round,
+    Tally,
+    best_static,
+    chain_drafter,
+    hybrid_drafter,
+    linear_costs,
+    model_chances,
+    ngram_chances,
+    ngram_drafter,
+    pass_cost,
+    per_phase_oracle,
+    per_round_oracle,
+    replayed,
+    replayed_with_model,
+    total,
+    tree_drafter,
+    walked,
+)
+from bench.recorded_draft import RecordedModel
+from bench.texts import (
+    DATA,
+    Recording,
+    edited_texts,
+    natural_texts,
+    phased_texts,
+    read_recordings,
+    write_recordings,
+    written_texts,
+)
+from planner.calibration import calibration
+from planner.contracts.plan import ProbabilityCurve
+from planner.contracts.profile import AcceptanceRecording
 from profiles import demo_folder
-from runtime.draft.costs import Costs
-from runtime.draft.ngram import NgramDrafter
-from runtime.proposal import ROOT, Proposal, Verdict
+from runtime.api import load
 
 VERIFY_COSTS = (0.002, 0.01, 0.04, 0.1)
-STATIC_LENS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 24, 32, 40, 48, 64)
-MOST_NODES = 64
-
-
-@dataclass(slots=True)
-class Tally:
-    """Tokens written, and what they cost."""
-
-    tokens: int = 0
-    cost: float = 0.0
-
-    @property
-    def rate(self) -> float:
-        """Tokens per unit of cost."""
-        return self.tokens / self.cost if self.cost else math.nan
-
-
-@dataclass(frozen=True, slots=True)
-class Chances:
-    """What a free n-gram drafter proposes at each position of an output as one chain: its length, and what is right."""
-
-    lengths: tuple[int, ...]
-    hits: tuple[int, ...]
+DRAFT_COST = 0.02
+GOAL_FRAC = 0.08  # by which the hybrid should beat the best static length
+ADAPTIVE = ("ngram", "chain", "tree", "hybrid")
+_CONTEXT_TOKENS = 256
 
 
 def main() -> None:
-    """Replay every policy at every cost, and say how much of what an oracle gains the runtime's policy gets."""
+    """Replay every policy at every cost, and say how much better than static lengths the runtime's are."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recordings", type=Path, nargs="*", default=[], help="JSON lines of recordings")
+    parser.add_argument("--recordings", type=Path, nargs="*", default=[], help="more recordings, as JSON lines")
     parser.add_argument("--every", type=int, default=1, help="replay every n-th text only")
+    parser.add_argument("--verify-costs", type=float, nargs="+", default=VERIFY_COSTS)
+    parser.add_argument("--only", choices=("ngrams", "drafts"))
+    parser.add_argument("--record", type=Path, help="write recordings with the demo pair to this file, and stop")
     options = parser.parse_args()
+    if options.record is not None:
+        folders = {role: demo_folder(role) for role in ("target", "draft")}
+        with load(folders["target"], draft=folders["draft"], context_tokens=_CONTEXT_TOKENS) as engine:
+            write_recordings(options.record, written_texts(engine))
+        return
     print_header("replay")
     tokenizer = AutoTokenizer.from_pretrained(demo_folder("target"))
     vocab_size = len(tokenizer)
@@ -61,200 +82,212 @@ def main() -> None:
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text))
 
-    sets = {
-        "natural": natural_texts(encode)[:: options.every],
-        "three phases": phased_texts(encode)[:: options.every],
-        "editing": edited_texts(encode)[:: options.every],
-    }
-    for path in options.recordings:
-        sets[path.stem] = read_recordings(path)
+    given = {path.stem: read_recordings(path) for path in options.recordings}
     rows = []
-    for name, recordings in sets.items():
-        print(f"\n{name}: {len(recordings)} texts, {sum(len(one.output) for one in recordings)} tokens")
-        print("     v  best K  static  adaptive   gain | per phase  per round  share of the round's oracle")
-        chances = [chances_of(one, vocab_size) for one in recordings]
-        for verify_cost in VERIFY_COSTS:
-            row = score(name, recordings, chances, verify_cost, vocab_size)
-            rows.append(row)
+    if options.only != "drafts":
+        sets = {
+            "natural": natural_texts(encode)[:: options.every],
+            "three phases": phased_texts(encode)[:: options.every],
+            "editing": edited_texts(encode)[:: options.every],
+        } | given
+        rows += [
+            row for name, texts in sets.items() for row in ngram_rows(name, texts, options.verify_costs, vocab_size)
+        ]
+    if options.only != "ngrams":
+        drafted = read_recordings(DATA / "recordings.jsonl")[:: options.every]
+        drafted += [one for texts in given.values() for one in texts if one.top_probs]
+        rows += draft_rows(drafted, options.verify_costs, vocab_size)
     print_json({"rows": rows})
 
 
-def score(
+# --- n-grams alone ---
+
+
+def ngram_rows(
+    name: str, recordings: Sequence[Recording], verify_costs: Sequence[float], vocab_size: int
+) -> list[dict[str, object]]:
+    """A table of one set of texts."""
+    print(f"\n{name}: {len(recordings)} texts, {sum(len(one.output) for one in recordings)} tokens")
+    print("     v  best K  static  adaptive   gain | per phase  per round  share of the round's oracle")
+    chances = [ngram_chances(one, vocab_size) for one in recordings]
+    return [ngram_row(name, recordings, chances, verify_cost, vocab_size) for verify_cost in verify_costs]
+
+
+def ngram_row(
     name: str, recordings: Sequence[Recording], chances: Sequence[Chances], verify_cost: float, vocab_size: int
 ) -> dict[str, object]:
     """One line: the best static length, the adaptive drafter, the oracles."""
-    statics = {length: sum_up(static(chances, recordings, length, verify_cost)) for length in STATIC_LENS}
-    best = max(statics, key=lambda length: statics[length].rate)
-    static_rate = statics[best].rate
-    adaptive = sum_up(adaptively(one, verify_cost, vocab_size) for one in recordings)
-    by_phase = per_phase_oracle(recordings, chances, verify_cost)
-    by_round = sum_up(per_round_oracle(recordings, chances, verify_cost))
-    gain = adaptive.rate / static_rate - 1
-    headroom = by_round.rate / static_rate - 1
+    best, at_best = best_static(chances, verify_cost)
+    adaptive = total(entry for one in recordings for entry in ngram_rounds(one, verify_cost, vocab_size))
+    by_phase = per_phase_oracle(recordings, chances, verify_cost).rate / at_best.rate - 1
+    headroom = per_round_oracle(chances, verify_cost).rate / at_best.rate - 1
+    gain = adaptive.rate / at_best.rate - 1
     share = gain / headroom if headroom > 0 else math.nan
     print(
-        f"{verify_cost:6.3f}  {best:6}  {static_rate:6.3f}  {adaptive.rate:8.3f}  {gain:+5.1%} | "
-        f"{by_phase / static_rate - 1:+9.1%}  {headroom:+9.1%}  {share:6.0%}",
+        f"{verify_cost:6.3f}  {best:6}  {at_best.rate:6.3f}  {adaptive.rate:8.3f}  {gain:+5.1%} | "
+        f"{by_phase:+9.1%}  {headroom:+9.1%}  {share:6.0%}",
         flush=True,
     )
     return {
         "set": name,
         "verify_cost": verify_cost,
         "best_static": best,
-        "static": static_rate,
+        "static": at_best.rate,
         "adaptive": adaptive.rate,
         "gain_frac": gain,
-        "per_phase_frac": by_phase / static_rate - 1,
+        "per_phase_frac": by_phase,
         "per_round_frac": headroom,
     }
 
 
-# --- policies ---
-
-
-def adaptively(recording: Recording, verify_cost: float, vocab_size: int) -> Tally:
+def ngram_rounds(recording: Recording, verify_cost: float, vocab_size: int) -> Iterable[Round]:
     """The runtime's n-gram drafter, with the costs of the table."""
     drafter = ngram_drafter(linear_costs(verify_cost), vocab_size)
     return replayed(drafter, recording, lambda proposal: 1 + verify_cost * len(proposal.tokens))
 
 
-def static(
-    chances: Iterable[Chances], recordings: Iterable[Recording], length: int, verify_cost: float
-) -> Iterator[Tally]:
-    """Always as many as there are, up to a length."""
-    for one, recording in zip(chances, recordings, strict=True):
-        yield walked(one, len(recording.output), verify_cost, lambda _, length=length: length)
+# --- with a draft model ---
 
 
-def per_phase_oracle(recordings: Sequence[Recording], chances: Sequence[Chances], verify_cost: float) -> float:
-    """Tokens per cost with the best static length of each phase; of texts without phases, the best of each kind."""
-    by_phase: dict[str, dict[int, Tally]] = defaultdict(lambda: {length: Tally() for length in STATIC_LENS})
-    for recording, one in zip(recordings, chances, strict=True):
-        phases = recording.phases or ((0, recording.kind),)
-        ends = [*(start for start, _ in phases[1:]), len(recording.output)]
-        for (start, name), end in zip(phases, ends, strict=True):
-            part = Chances(one.lengths[start:end], one.hits[start:end])
-            for length, tally in by_phase[name].items():
-                add(tally, walked(part, end - start, verify_cost, lambda _, length=length: length))
-    best = [max(tallies.values(), key=lambda tally: tally.rate) for tallies in by_phase.values()]
-    return sum_up(best).rate
-
-
-def per_round_oracle(
-    recordings: Sequence[Recording], chances: Sequence[Chances], verify_cost: float
-) -> Iterator[Tally]:
-    """Each round drafts just what will be accepted, as long as a token is worth its cost."""
-    for recording, one in zip(recordings, chances, strict=True):
-        yield walked(one, len(recording.output), verify_cost, lambda place, one=one: one.hits[place])
-
-
-# --- replaying ---
-
-
-def ngram_drafter(costs: Costs, vocab_size: int) -> NgramDrafter:
-    """The runtime's drafter as a plan would make it."""
-    return NgramDrafter(
-        num_nodes=MOST_NODES,
-        max_depth=MOST_NODES,
-        min_match_tokens=1,
-        costs=costs,
-        corpus=None,
-        vocab_size=vocab_size,
-    )
-
-
-def linear_costs(verify_cost: float) -> Costs:
-    """A pass takes 1, and each drafted token more."""
-    counts = (1, MOST_NODES + 1)
-    return Costs(
-        RoundCosts(
-            num_verified=counts,
-            round_s=tuple(1 + verify_cost * (count - 1) for count in counts),
-            hidden_s=(0.0, 0.0),
+def draft_rows(
+    recordings: Sequence[Recording], verify_costs: Sequence[float], vocab_size: int
+) -> list[dict[str, object]]:
+    """A table of each kind of text, one of all, and one of the phases."""
+    rounds = adaptive_rounds(recordings, verify_costs, vocab_size)
+    kinds: dict[str, list[int]] = defaultdict(list)
+    for index, one in enumerate(recordings):
+        kinds[one.kind].append(index)
+    chances = [(ngram_chances(one, vocab_size), model_chances(one)) for one in recordings]
+    rows = []
+    for name, chosen in {**kinds, "all": range(len(recordings))}.items():
+        num_tokens = sum(len(recordings[index].output) for index in chosen)
+        print(f"\n{name}: {len(chosen)} texts, {num_tokens} tokens; draft pass {DRAFT_COST}")
+        print("     v  best n-gram K  best chain K |  n-gram   chain    tree  hybrid | hybrid over static, tree")
+        for verify_cost in verify_costs:
+            tallies = {
+                policy: total(entry for index in chosen for entry in rounds[policy, verify_cost][index])
+                for policy in ADAPTIVE
+            }
+            rows.append(draft_row(name, [chances[index] for index in chosen], tallies, verify_cost))
+    with_phases = [index for index, one in enumerate(recordings) if one.phases]
+    if with_phases:
+        rows += phase_rows(
+            [recordings[index] for index in with_phases],
+            {cost: [rounds["chain", cost][index] for index in with_phases] for cost in verify_costs},
         )
+    return rows
+
+
+def adaptive_rounds(
+    recordings: Sequence[Recording], verify_costs: Sequence[float], vocab_size: int
+) -> dict[tuple[str, float], list[list[Round]]]:
+    """The rounds of every adaptive policy at every cost of verification, of each recording."""
+    curves = halves_curves(recordings)
+    rounds: dict[tuple[str, float], list[list[Round]]] = defaultdict(list)
+    for index, one in enumerate(recordings):
+        model, curve = RecordedModel(one, vocab_size), curves[index % 2]
+        for verify_cost in verify_costs:
+            costs = linear_costs(verify_cost, DRAFT_COST)
+            drafters = {
+                "chain": chain_drafter(model, costs, curve),
+                "tree": tree_drafter(model, costs, curve),
+                "hybrid": hybrid_drafter(model, costs, curve, vocab_size),
+            }
+            rounds["ngram", verify_cost].append(list(ngram_rounds(one, verify_cost, vocab_size)))
+            for name, drafter in drafters.items():
+                model.reset()
+                rounds[name, verify_cost].append(
+                    list(replayed_with_model(drafter, model, one, verify_cost, DRAFT_COST))
+                )
+    return rounds
+
+
+def halves_curves(recordings: Sequence[Recording]) -> tuple[ProbabilityCurve | None, ProbabilityCurve | None]:
+    """The calibration for every second text, from the first or the second on: always from the others."""
+    entries = [
+        AcceptanceRecording(
+            domain=one.kind,
+            prompt_tokens=len(one.prompt),
+            ranks=one.ranks,
+            draft_probs=one.draft_probs,
+            top_probs=one.top_probs,
+        )
+        for one in recordings
+    ]
+    return calibration(entries[1::2]), calibration(entries[::2])
+
+
+def draft_row(
+    name: str, chances: Sequence[tuple[Chances, Chances]], tallies: Mapping[str, Tally], verify_cost: float
+) -> dict[str, object]:
+    """One line: the best static lengths, the adaptive drafters."""
+    copied_len, copied = best_static([copies for copies, _ in chances], verify_cost)
+    chain_len, chain = best_static([drafted for _, drafted in chances], verify_cost + pass_cost(DRAFT_COST))
+    rates = {policy: tallies[policy].rate for policy in ADAPTIVE}
+    gain = rates["hybrid"] / max(copied.rate, chain.rate) - 1
+    over_tree = rates["hybrid"] / rates["tree"] - 1
+    shown = "  ".join(f"{rate:6.3f}" for rate in rates.values())
+    missed = "" if gain >= GOAL_FRAC else "  below the goal"
+    print(
+        f"{verify_cost:6.3f}  {copied_len:5}: {copied.rate:6.3f}  {chain_len:4}: {chain.rate:6.3f} |  {shown} | "
+        f"{gain:+7.1%}  {over_tree:+7.1%}{missed}",
+        flush=True,
     )
+    return {
+        "set": f"drafted {name}",
+        "verify_cost": verify_cost,
+        "best_static_ngram": copied_len,
+        "static_ngram": copied.rate,
+        "best_static_chain": chain_len,
+        "static_chain": chain.rate,
+        **rates,
+        "hybrid_gain_frac": gain,
+        "hybrid_over_tree_frac": over_tree,
+    }
 
 
-def replayed(drafter: NgramDrafter, recording: Recording, cost: Callable[[Proposal], float]) -> Tally:
-    """Rounds of the drafter until the output is written; its first token comes with the prompt."""
-    output = recording.output
-    context = [*recording.prompt, *output[:1]]
-    tally, place = Tally(), 1
-    while place < len(output):
-        proposal = drafter.propose(context, len(output) - place - 1)
-        path = accepted_path(proposal, output[place:])
-        emitted = output[place : place + len(path) + 1]
-        drafter.observe(proposal, Verdict(path, emitted[-1]))
-        tally.tokens += len(emitted)
-        tally.cost += cost(proposal)
-        context += emitted
-        place += len(emitted)
-    return tally
+def phase_rows(
+    recordings: Sequence[Recording], adaptive: Mapping[float, Sequence[Sequence[Round]]]
+) -> list[dict[str, object]]:
+    """Chains of the tiers' lengths against the adaptive one, in each phase by where a round begins."""
+    print(f"\nphases: {len(recordings)} texts; draft pass {DRAFT_COST}")
+    print("phase            v  " + "".join(f"  K = {length:<3}" for length in TIERS) + "  adaptive   over the best")
+    rows: list[dict[str, object]] = []
+    chances = [model_chances(one) for one in recordings]
+    for verify_cost, rounds in adaptive.items():
+        by_policy = {
+            length: by_phase(
+                recordings,
+                [list(walked(one, verify_cost + pass_cost(DRAFT_COST), lambda _, k=length: k)) for one in chances],
+            )
+            for length in TIERS
+        }
+        of_adaptive = by_phase(recordings, rounds)
+        for phase, tally in of_adaptive.items():
+            rates = {length: by_policy[length][phase].rate for length in TIERS}
+            gain = tally.rate / max(rates.values()) - 1
+            shown = "".join(f"  {rate:7.3f}" for rate in rates.values())
+            print(f"{phase:12} {verify_cost:6.3f} {shown}   {tally.rate:7.3f}   {gain:+7.1%}", flush=True)
+            rows.append(
+                {
+                    "set": f"phase {phase}",
+                    "verify_cost": verify_cost,
+                    **{f"static_{length}": rate for length, rate in rates.items()},
+                    "adaptive": tally.rate,
+                    "gain_frac": gain,
+                }
+            )
+    return rows
 
 
-def accepted_path(proposal: Proposal, text: Sequence[int]) -> tuple[int, ...]:
-    """The nodes that a target which writes this text accepts."""
-    path: list[int] = []
-    node = ROOT
-    for token in text:
-        following = [child for child in proposal.children.get(node, ()) if proposal.tokens[child] == token]
-        if not following or len(path) == len(text) - 1:
-            break
-        node = following[0]
-        path.append(node)
-    return tuple(path)
-
-
-def chances_of(recording: Recording, vocab_size: int) -> Chances:
-    """The likeliest chain at every position of the output, and how much of it the output follows."""
-    drafter = ngram_drafter(Costs.free(), vocab_size)
-    output = recording.output
-    context = list(recording.prompt)
-    lengths, hits = [0], [0]
-    for place in range(1, len(output)):
-        context.append(output[place - 1])
-        chain = likeliest_chain(drafter.propose(context, MOST_NODES))
-        drafter.observe(Proposal.chain((), source="ngram"), Verdict((), output[place]))
-        hit = next((i for i, (a, b) in enumerate(zip(chain, output[place:], strict=False)) if a != b), None)
-        hits.append(min(len(chain), len(output) - place - 1) if hit is None else min(hit, len(output) - place - 1))
-        lengths.append(min(len(chain), len(output) - place - 1))
-    return Chances(tuple(lengths), tuple(hits))
-
-
-def likeliest_chain(proposal: Proposal) -> list[int]:
-    """The first child of each node, from the root on."""
-    chain: list[int] = []
-    node = ROOT
-    while node in proposal.children:
-        node = proposal.children[node][0]
-        chain.append(proposal.tokens[node])
-    return chain
-
-
-def walked(chances: Chances, num_tokens: int, verify_cost: float, length_at: Callable[[int], int]) -> Tally:
-    """Rounds of chains of chosen lengths over one output, from its second token on."""
-    tally, place = Tally(), min(1, num_tokens)
-    while place < num_tokens:
-        drafted = min(chances.lengths[place], length_at(place), num_tokens - place - 1)
-        accepted = min(chances.hits[place], drafted)
-        tally.tokens += accepted + 1
-        tally.cost += 1 + verify_cost * drafted
-        place += accepted + 1
-    return tally
-
-
-def sum_up(tallies: Iterable[Tally]) -> Tally:
-    """All of them together."""
-    total = Tally()
-    for tally in tallies:
-        add(total, tally)
-    return total
-
-
-def add(total: Tally, tally: Tally) -> None:
-    """Count a tally too."""
-    total.tokens += tally.tokens
-    total.cost += tally.cost
+def by_phase(recordings: Sequence[Recording], rounds: Sequence[Sequence[Round]]) -> dict[str, Tally]:
+    """Tallies of the phases, and of all of them together."""
+    tallies: dict[str, Tally] = defaultdict(Tally)
+    for recording, own in zip(recordings, rounds, strict=True):
+        for entry in own:
+            phase = next(name for start, name in reversed(recording.phases) if start <= entry.place)
+            tallies[phase].add(entry)
+    return {**tallies, "all phases": total(tallies.values())}
 
 
 if __name__ == "__main__":

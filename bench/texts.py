@@ -1,7 +1,7 @@
 """Recordings to replay: given texts taken as if a target had written them, a text that changes its kind, and an edit.
 
-A recording is a prompt and an output as token ids; of an output that a target wrote, also what a draft made of each of
-its positions. Others can be read from JSON lines with the same fields.
+A recording is a prompt and an output as token ids, and where a draft read them, what it made of each position of the
+output. `written_texts` makes such ones with the demo pair; others can be read from JSON lines with the same fields.
 """
 
 import gzip
@@ -9,17 +9,30 @@ import itertools
 import json
 import random
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from profiles import heldout_texts
+from runtime.engine import Engine
+from runtime.measure.acceptance import judge
 
 DATA = Path(__file__).parent / "data"
 Encode = Callable[[str], list[int]]
 
 _PROMPT_TOKENS, _OUTPUT_TOKENS = 128, 512  # of running text
 _PHASE_TOKENS = 256
+_EDIT_CHARACTERS = 1600
+# For the demo pair, which is good for 256 tokens:
+_MOST_TOKENS = 240  # of prompt and output
+_LEAST_OUTPUT_TOKENS = 48
+_SHORT_PROMPT_TOKENS = 96
+_SHORT_PHASE_TOKENS = _MOST_TOKENS // 4
+_SHORT_EDIT_CHARACTERS = 420
+_TEXTS_OF_A_KIND = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,10 +45,11 @@ class Recording:
     phases: tuple[tuple[int, str], ...] = ()
     ranks: tuple[int, ...] = ()  # of the output's tokens in the draft's list
     draft_probs: tuple[float, ...] = ()
+    top_probs: tuple[float, ...] = ()  # NUM_TOP_PROBS of each position, falling
 
 
 def read_recordings(path: Path) -> list[Recording]:
-    """Recordings from JSON lines: prompt, output, and optionally kind, ranks and draft_probs."""
+    """Recordings from JSON lines: prompt, output, and optionally the other fields."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
@@ -44,14 +58,75 @@ def read_recordings(path: Path) -> list[Recording]:
                 kind=entry.get("kind", path.stem),
                 prompt=tuple(entry["prompt"]),
                 output=tuple(entry["output"]),
+                phases=tuple((start, name) for start, name in entry.get("phases", ())),
                 ranks=tuple(entry.get("ranks", ())),
                 draft_probs=tuple(entry.get("draft_probs", ())),
+                top_probs=tuple(entry.get("top_probs", ())),
             )
         )
     return found
 
 
-def natural_texts(encode: Encode) -> list[Recording]:
+def write_recordings(path: Path, recordings: Iterable[Recording]) -> None:
+    """Write them as JSON lines."""
+    lines = [json.dumps(asdict(one), separators=(",", ":")) for one in recordings]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def written_texts(engine: Engine) -> list[Recording]:
+    """What the engine's target writes greedily after held-out code and prose, and given texts of every kind.
+
+    Each with what the engine's draft makes of it by teacher forcing, and within what the demo pair is good for.
+    """
+
+    def encode(text: str) -> list[int]:
+        return list(engine.tokenizer.encode(text))
+
+    given = [
+        *natural_texts(encode, _SHORT_PROMPT_TOKENS, _MOST_TOKENS - _SHORT_PROMPT_TOKENS),
+        *phased_texts(encode, _TEXTS_OF_A_KIND, _SHORT_PHASE_TOKENS),
+        *edited_texts(encode, _SHORT_EDIT_CHARACTERS),
+    ]
+    by_kind: dict[str, list[Recording]] = defaultdict(list)
+    for one in _heldout_prompts(encode):
+        by_kind[one.kind].append(one)
+    for one in given:
+        if len(one.prompt) + len(one.output) <= _MOST_TOKENS and len(one.output) >= _LEAST_OUTPUT_TOKENS:
+            by_kind[one.kind].append(one)
+    chosen = [one for kind in by_kind.values() for one in _spread(kind, _TEXTS_OF_A_KIND)]
+    return [_judged(one if one.output else _written(one, engine), engine) for one in chosen]
+
+
+def _heldout_prompts(encode: Encode) -> Iterator[Recording]:
+    """The starts of held-out texts, whose output is yet to be written."""
+    for entry in heldout_texts("evaluation"):
+        tokens = encode(entry.text)
+        for start in range(0, len(tokens) - _SHORT_PROMPT_TOKENS, 2 * _SHORT_PROMPT_TOKENS):
+            prompt = tuple(tokens[start : start + _SHORT_PROMPT_TOKENS])
+            yield Recording(kind=f"greedy {entry.domain}", prompt=prompt, output=())
+
+
+def _spread(recordings: Sequence[Recording], most: int) -> Sequence[Recording]:
+    """So many of them at equal distances."""
+    return recordings[:: max(1, len(recordings) // most)][:most]
+
+
+def _written(recording: Recording, engine: Engine) -> Recording:
+    tokens = engine.generate(recording.prompt, max_tokens=_MOST_TOKENS - len(recording.prompt))
+    return replace(recording, output=tuple(token.token_id for token in tokens if token.token_id is not None))
+
+
+def _judged(recording: Recording, engine: Engine) -> Recording:
+    assert engine.draft is not None
+    vocab_size = engine.target.streamed.vocab_size
+    no_overlaps_TV = torch.zeros(len(recording.output), vocab_size)
+    judged = judge(engine.draft, [no_overlaps_TV], recording.prompt, recording.output)
+    return replace(recording, ranks=judged.ranks, draft_probs=judged.draft_probs, top_probs=judged.top_probs)
+
+
+def natural_texts(
+    encode: Encode, prompt_tokens: int = _PROMPT_TOKENS, output_tokens: int = _OUTPUT_TOKENS
+) -> list[Recording]:
     """Programs after their descriptions, answers after questions, plays."""
     code = [
         Recording(kind="HumanEval", prompt=tuple(encode(prompt)), output=tuple(encode(solution)))
@@ -62,10 +137,10 @@ def natural_texts(encode: Encode) -> list[Recording]:
         for entry in _json_lines((DATA / "gsm8k_test_head.jsonl").read_text(encoding="utf-8"))
     ]
     play = encode((DATA / "tinyshakespeare_head.txt").read_text(encoding="utf-8"))
-    return [*code, *mathematics, *_windows("Shakespeare", play)]
+    return [*code, *mathematics, *_windows("Shakespeare", play, prompt_tokens, output_tokens)]
 
 
-def phased_texts(encode: Encode, num_texts: int = 24) -> list[Recording]:
+def phased_texts(encode: Encode, num_texts: int = 24, phase_tokens: int = _PHASE_TOKENS) -> list[Recording]:
     """Outputs of three kinds in turn: the prompt word for word, a program, a play."""
     drawn = random.Random(0)
     play = encode((DATA / "tinyshakespeare_head.txt").read_text(encoding="utf-8"))
@@ -73,12 +148,12 @@ def phased_texts(encode: Encode, num_texts: int = 24) -> list[Recording]:
     prose = [encode(entry.text) for entry in heldout_texts("evaluation")]
     found = []
     for _ in range(num_texts):
-        start = drawn.randrange(len(play) - 2 * _PHASE_TOKENS)
-        prompt = drawn.choice([text for text in prose if len(text) >= _PHASE_TOKENS])[:_PHASE_TOKENS]
+        start = drawn.randrange(len(play) - 2 * phase_tokens)
+        prompt = drawn.choice([text for text in prose if len(text) >= phase_tokens])[:phase_tokens]
         parts = {
             "repetition": prompt,
-            "code": list(itertools.chain.from_iterable(drawn.sample(programs, 4)))[:_PHASE_TOKENS],
-            "free text": play[start : start + _PHASE_TOKENS],
+            "code": list(itertools.chain.from_iterable(drawn.sample(programs, 4)))[:phase_tokens],
+            "free text": play[start : start + phase_tokens],
         }
         output: list[int] = []
         phases = []
@@ -89,13 +164,13 @@ def phased_texts(encode: Encode, num_texts: int = 24) -> list[Recording]:
     return found
 
 
-def edited_texts(encode: Encode) -> list[Recording]:
+def edited_texts(encode: Encode, num_characters: int = _EDIT_CHARACTERS) -> list[Recording]:
     """A program in the prompt, and in the output the same with a name changed throughout and a few lines taken out."""
     programs = [entry.text for entry in heldout_texts("evaluation") if entry.domain == "code"]
     return [
         Recording(kind="editing", prompt=tuple(encode(before)), output=tuple(encode(after)))
         for program in programs
-        for before in [program[:1600]]
+        for before in [program[:num_characters]]
         for after in [edited(before)]
     ]
 
@@ -118,8 +193,8 @@ def _json_lines(text: str) -> Iterator[dict[str, str]]:
     return (json.loads(line) for line in text.splitlines())
 
 
-def _windows(kind: str, tokens: Sequence[int]) -> Iterator[Recording]:
-    size = _PROMPT_TOKENS + _OUTPUT_TOKENS
+def _windows(kind: str, tokens: Sequence[int], prompt_tokens: int, output_tokens: int) -> Iterator[Recording]:
+    size = prompt_tokens + output_tokens
     for start in range(0, len(tokens) - size, size):
         window = tuple(tokens[start : start + size])
-        yield Recording(kind=kind, prompt=window[:_PROMPT_TOKENS], output=window[_PROMPT_TOKENS:])
+        yield Recording(kind=kind, prompt=window[:prompt_tokens], output=window[prompt_tokens:])

@@ -6,6 +6,7 @@ It predicts memory but no speed; it decides what lies where so that everything f
 import math
 from dataclasses import dataclass, replace
 
+from planner.contracts.copied_text import MOST_TEXT_TOKENS, TEXT_BYTES
 from planner.contracts.errors import NoFeasiblePlanError, UsageError
 from planner.contracts.layer_parts import Granularity
 from planner.contracts.model_shape import ModelShape
@@ -13,7 +14,7 @@ from planner.contracts.performance import Performance
 from planner.contracts.plan import Device, Draft, Dtype, LinkChoice, MemorySplit, ModelRef, Plan
 from planner.contracts.quantities import format_bytes
 from planner.drafting import NO_DRAFTING, Drafting
-from planner.memory import DEFAULT_OVERHEADS, MARGIN_FRAC, Overheads, activation_bytes, tree_mask_bytes
+from planner.memory import DEFAULT_OVERHEADS, MARGIN_FRAC, Overheads, activation_bytes, step_bytes, tree_mask_bytes
 from planner.placement import (
     choose_residents,
     choose_sources,
@@ -116,11 +117,11 @@ def _check_context(target: ModelShape, wishes: Wishes) -> None:
             why=f"{target.name} was made for at most {target.max_context_tokens}",
             remedy="shorten the prompt, or ask for fewer tokens or a smaller --ctx-size",
         )
-    if wishes.drafting.num_nodes >= wishes.context_tokens:
+    if wishes.drafting.tree_nodes > wishes.context_tokens:
         raise UsageError(
             f"a {wishes.drafting.label} is larger than the context",
             why=f"the context is {wishes.context_tokens} tokens, and every drafted one would have to fit",
-            remedy="a smaller --draft-tree or --draft-len, or a larger --ctx-size",
+            remedy="a smaller --draft-tree, or a larger --ctx-size",
         )
 
 
@@ -167,6 +168,10 @@ def fixed_memory(target: ModelShape, draft: ModelShape | None, wishes: Wishes) -
     draft_bytes = 0 if draft is None else draft.weights_bytes(wishes.dtype)
     draft_kv_bytes = 0 if draft is None else _tree_kv_bytes(draft, wishes, wishes.drafting.draft_nodes)
     overheads, on_host = wishes.overheads, wishes.draft_on_host
+    if draft is not None and wishes.link.kind == "cuda" and not on_host:
+        num_places = wishes.context_tokens + wishes.drafting.draft_nodes
+        draft_kv_bytes += step_bytes(draft, wishes.dtype, pass_nodes=wishes.drafting.pass_nodes, num_places=num_places)
+    copies_bytes = min(wishes.context_tokens, MOST_TEXT_TOKENS) * TEXT_BYTES if wishes.drafting.has_copies else 0
     return MemorySplit(
         residents_bytes=0,
         slots_bytes=0,
@@ -179,7 +184,7 @@ def fixed_memory(target: ModelShape, draft: ModelShape | None, wishes: Wishes) -
         host_weights_bytes=0,
         host_embedding_bytes=0,
         host_staging_bytes=0,
-        host_overhead_bytes=overheads.host_bytes + (0 if draft is None else overheads.draft_host_bytes),
+        host_overhead_bytes=overheads.host_bytes + (0 if draft is None else overheads.draft_host_bytes) + copies_bytes,
         host_draft_bytes=draft_bytes + draft_kv_bytes if on_host else 0,
     )
 

@@ -13,16 +13,12 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.contracts.copied_text import PRIOR_TOKENS, RIGHT_BY_LENGTH
 from planner.contracts.profile import AcceptanceRecording
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-# P(the first token is right | the longest match has 1, 2, ... 16 tokens or more), natural text.
-# Source: DESIGN.md, section 7, and the lengths between measured likewise.
-RIGHT_BY_LENGTH = (0.25, 0.49, 0.62, 0.67, 0.71, 0.73, 0.78, 0.80, 0.81, 0.83, 0.86, 0.86, 0.86, 0.88, 0.89, 0.95)
-
-_PRIOR_TOKENS = 8.0  # recorded ones that the table counts for
 _SPLIT_SHARE = 0.45  # how right the majority is where continuations differ, as a part of its share of the votes
 
 
@@ -55,7 +51,7 @@ def _chances(lengths_T: IntArray, is_hit_T: NDArray[np.bool_], shares_T: FloatAr
 
     The prior table and the recorded texts together, as the runtime learns while it writes.
     """
-    chances_T = np.full(len(lengths_T), 1 / (1 + _PRIOR_TOKENS))
+    chances_T = np.full(len(lengths_T), 1 / (1 + PRIOR_TOKENS))
     prior_M = np.array(RIGHT_BY_LENGTH)
     cell_T = np.minimum(lengths_T, len(prior_M)) - 1
     for is_sole, scale in ((True, 1.0), (False, _SPLIT_SHARE)):
@@ -63,7 +59,7 @@ def _chances(lengths_T: IntArray, is_hit_T: NDArray[np.bool_], shares_T: FloatAr
         weights = np.ones(chosen_T.sum()) if is_sole else shares_T[chosen_T]
         expected_M = np.bincount(cell_T[chosen_T], scale * weights * prior_M[cell_T[chosen_T]], len(prior_M))
         right_M = np.bincount(cell_T[chosen_T], is_hit_T[chosen_T], len(prior_M))
-        gain_M = (right_M + _PRIOR_TOKENS) / (expected_M + _PRIOR_TOKENS)  # over what the table says
+        gain_M = (right_M + PRIOR_TOKENS) / (expected_M + PRIOR_TOKENS)  # over what the table says
         own_T = scale * weights * prior_M[cell_T[chosen_T]] * gain_M[cell_T[chosen_T]]
         chances_T[chosen_T] = np.clip(own_T, 0.01, 0.99)
     return chances_T

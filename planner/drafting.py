@@ -51,6 +51,11 @@ class Drafting:
         return self.kind in MODEL_KINDS
 
     @property
+    def has_copies(self) -> bool:
+        """Whether tokens are copied from earlier text."""
+        return self.kind in ("ngram", "hybrid")
+
+    @property
     def tree_nodes(self) -> int:
         """Nodes that hang on the sequence while a pass verifies them, its last token too; a chain is part of it."""
         return self.num_verified if self.kind not in ("none", "chain") else 0

@@ -49,6 +49,12 @@ def tree_mask_bytes(shape: ModelShape, dtype: Dtype, *, num_nodes: int, context_
     return num_reaches * num_nodes * row_values * DTYPE_BYTES[dtype]
 
 
+def step_bytes(shape: ModelShape, dtype: Dtype, *, pass_nodes: int, num_places: int) -> int:
+    """Bytes that a draft's captured steps keep on a device: a row of the mask and one of logits for each node."""
+    width = 1 << (pass_nodes - 1).bit_length()
+    return width * (num_places + shape.vocab_size) * DTYPE_BYTES[dtype]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overheads:
     """Bytes that libraries and devices take beside weights: measured, or the defaults above."""

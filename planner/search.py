@@ -213,7 +213,7 @@ def candidates_of(
     draftings = [
         entry
         for entry in request.draftings
-        if entry.has_model == (draft is not None) and entry.num_nodes < request.wishes.context_tokens
+        if entry.has_model == (draft is not None) and entry.tree_nodes <= request.wishes.context_tokens
     ]
     rooms = {
         wishes: room

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +17,7 @@ from runtime.clock import RoundClock
 from runtime.decode import Sampling, decode_rounds, prefill
 from runtime.draft.corpus import Corpus
 from runtime.draft.of_plan import Drafters
+from runtime.draft.steps import draft_model
 from runtime.host import MemoryGauge
 from runtime.model import StreamedModel
 from runtime.report import RunRecord, build_report
@@ -72,7 +74,9 @@ class Engine:
         self.gauge = gauge
         self.trace = trace
         self.target = CachedModel(target, plan.context_tokens, plan.tree_nodes)
-        self.draft = None if draft is None else CachedModel(draft, _draft_context(plan, draft), plan.draft_nodes)
+        self.draft = None
+        if draft is not None:
+            self.draft = draft_model(draft, _draft_context(plan, draft), plan.draft_nodes, plan.draft_pass_nodes)
         for role, model in (("target", self.target), ("draft", self.draft)):
             if plan.draft.kind != "none" and model is not None and not model.can_roll_back:
                 raise cannot_roll_back(role, model.streamed.model.config.model_type)
@@ -80,7 +84,9 @@ class Engine:
             plan=plan,
             draft=self.draft,
             vocab_size=self.target.streamed.vocab_size,
-            corpus=Corpus.read(ngram_corpus, tokenizer.encode) if ngram_corpus else None,
+            corpus=Corpus.read(ngram_corpus, partial(tokenizer.encode, add_special_tokens=False))
+            if ngram_corpus
+            else None,
             may_fail=draft_may_fail,
         )
         self.end_tokens = end_tokens(target.model, tokenizer)

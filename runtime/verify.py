@@ -26,7 +26,8 @@ def verify_greedy(target_logits_TV: Tensor, proposal: Proposal) -> Verdict:
     Of equal logits the first is the largest, as in `torch.argmax`. One transfer from the device.
     """
     assert target_logits_TV.shape[0] == len(proposal.tokens) + 1, "one row for the root and one per node"
-    target_tokens: list[int] = target_logits_TV.argmax(dim=-1).tolist()
+    # Not argmax, which takes four times as long for bf16 rows on a CPU; both take the first of equals.
+    target_tokens: list[int] = target_logits_TV.max(dim=-1).indices.tolist()
     path: list[int] = []
     node = ROOT
     while True:

@@ -139,6 +139,9 @@ class RoundCosts(Contract):
     def _has_equal_lengths(self) -> Self:
         if not len(self.num_verified) == len(self.round_s) == len(self.hidden_s):
             raise ValueError("round_costs: num_verified, round_s and hidden_s must be of equal length")
+        for name, counts in (("num_verified", self.num_verified), ("pass_nodes", self.pass_nodes)):
+            if list(counts) != sorted(set(counts)):
+                raise ValueError(f"round_costs: {name} must ascend")
         if len(self.pass_nodes) != len(self.draft_pass_s):
             raise ValueError("round_costs: pass_nodes and draft_pass_s must be of equal length")
         return self
@@ -289,6 +292,11 @@ class Plan(ContractFile):
     def tree_nodes(self) -> int:
         """Nodes that hang on the sequence while a pass verifies them, its last token too; a chain is part of it."""
         return self.draft.num_nodes + 1 if isinstance(self.draft, TreeDraft | NgramDraft | HybridDraft) else 0
+
+    @property
+    def draft_pass_nodes(self) -> int:
+        """Tokens that a pass of the draft model feeds at most once it has read the context."""
+        return self.draft.pass_nodes if isinstance(self.draft, TreeDraft | HybridDraft) else 1
 
     @property
     def draft_nodes(self) -> int:

@@ -7,19 +7,19 @@ Source: Blumer et al. 1985, "The smallest automaton recognizing the subwords of 
 """
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
 SEPARATOR = -1  # as a token: no context holds it, so that no match runs across it
 ROOT_STATE = 0
-MOST_BYTES_PER_TOKEN = 600  # that a RecentText takes, whatever the text
 
 _NONE = -1  # as a state
 _NO_TOKEN = -2
 _MOST_COUNTED_STATES = 32
 _MOST_OLD_CHILDREN = 24
 _MOST_NEW_CHILDREN = 8
+_MOST_RANKED_STATES = 4096  # whose continuations are kept at hand; 10 MB at the most
 
 
 class Match(NamedTuple):
@@ -49,12 +49,14 @@ class SuffixAutomaton:
         self._edge_state = array("i", [_NONE])
         self._edges: dict[int, dict[int, int]] = {}  # all edges of a state that has several, the oldest first
         self._last = ROOT_STATE
+        self._ranked: dict[int, list[tuple[int, int]]] = {}  # what was asked for since the text last grew
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def append(self, token: int) -> None:
         """Let the text go on by a token."""
+        self._ranked.clear()
         self._count_end()
         new = self._add_state(self._length[self._last] + 1, ROOT_STATE, 0, _NONE)
         self.tokens.append(token)
@@ -102,7 +104,7 @@ class SuffixAutomaton:
         state = self._link[match.state]
         return NO_MATCH if state == _NONE else Match(state, self._length[state])
 
-    def continuations(self, match: Match) -> list[tuple[int, int]]:
+    def continuations(self, match: Match) -> Sequence[tuple[int, int]]:
         """The tokens that followed a match with their counts: the most recent one, then by count and recency.
 
         Of more than 32 tokens only the 24 that followed first and the 8 that did so last are looked at.
@@ -112,6 +114,9 @@ class SuffixAutomaton:
         if branches is None:
             token = self._edge_token[state]
             return [(token, counts[self._edge_state[state]] or 1)] if token >= 0 else []
+        known = self._ranked.get(state)
+        if known is not None:
+            return known
         children: Iterable[tuple[int, int]] = branches.items()
         if len(branches) > _MOST_OLD_CHILDREN + _MOST_NEW_CHILDREN:
             newest = islice(reversed(branches.items()), _MOST_NEW_CHILDREN)
@@ -119,7 +124,10 @@ class SuffixAutomaton:
         latest = self.tokens[ends[state] + 1]
         ranked = [(token == latest, counts[after] or 1, ends[after], token) for token, after in children if token >= 0]
         ranked.sort(reverse=True)
-        return [(token, count) for _, count, _, token in ranked]
+        if len(self._ranked) >= _MOST_RANKED_STATES:
+            self._ranked.clear()
+        self._ranked[state] = [(token, count) for _, count, _, token in ranked]
+        return self._ranked[state]
 
     def _next(self, state: int, token: int) -> int:
         branches = self._edges.get(state)
@@ -171,7 +179,7 @@ class RecentText:
 
     A second automaton begins whenever the first is half full and takes its place when that is full, so that between a
     half of `most_tokens` and all of them are remembered, every append is O(1) amortised, and none rebuilds anything.
-    Memory: below `MOST_BYTES_PER_TOKEN` for each of `most_tokens`; random text of two letters takes 470 bytes, natural
+    Memory: below `TEXT_BYTES` for each of `most_tokens`; random text of two letters takes 470 bytes, natural
     text 200.
     """
 

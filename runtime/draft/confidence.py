@@ -9,19 +9,18 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
 
-MOST_LENGTH = 16  # of a match: longer ones count as this long
+from planner.contracts.copied_text import PRIOR_TOKENS, RIGHT_BY_LENGTH
 
-# P(the first token is right | the longest match has 1, 2, ... 16 tokens), natural text. Source: DESIGN.md, section 7.
-RIGHT_BY_LENGTH = (0.25, 0.49, 0.62, 0.67, 0.71, 0.73, 0.78, 0.80, 0.81, 0.83, 0.86, 0.86, 0.86, 0.88, 0.89, 0.95)
+MOST_LENGTH = len(RIGHT_BY_LENGTH)  # of a match: longer ones count as this long
 
 _DECAY = 0.9998  # of what a cell has counted, at each observation in it
-_PRIOR_WEIGHT = 8.0  # observations that the prior counts for
 _ONE_VOTE = 0.5  # odds of what followed a match only once, by those over all votes
 # Columns of like votes, by the lower bounds of all but the first of each kind:
 _SOLE_VOTES = (2, 3, 5)  # the only continuation of the longest match
 _SPLIT_SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)  # one of several
 _BACKOFF_SHARES = (0.1, 0.25, 0.5, 0.8)  # of a shorter match
 _NUM_SOLE, _NUM_SPLIT = len(_SOLE_VOTES) + 1, len(_SPLIT_SHARES) + 1
+_FIRST_BACKOFF = (_NUM_SOLE + 2 * _NUM_SPLIT) * MOST_LENGTH  # cell
 
 
 def cell_of(match_tokens: int, num_votes: int, total_votes: int, is_latest: bool, is_backoff: bool) -> int:
@@ -44,17 +43,16 @@ class Confidence:
 
     def __init__(self) -> None:
         priors = [prob for column in _columns() for prob in column]
-        self._right = array("d", (prob * _PRIOR_WEIGHT for prob in priors))
-        self._all = array("d", [_PRIOR_WEIGHT]) * len(priors)
+        self._right = array("d", (prob * PRIOR_TOKENS for prob in priors))
+        self._all = array("d", [PRIOR_TOKENS]) * len(priors)
         self._prob = array("d", priors)
-        self._changed: set[int] = set()  # columns whose chances are not yet fitted to their counts
+        self._changed = set(range(len(priors) // MOST_LENGTH))  # columns whose chances are yet to be fitted
+        self.most_backoff = 1.0  # no backoff candidate has a larger chance
 
     def prob(self, cell: int) -> float:
         """P(the target takes a candidate of this cell | the text reached its parent, and it was its turn)."""
         if self._changed:
-            for column in self._changed:
-                self._fit(column)
-            self._changed.clear()
+            self._fit_changed()
         return self._prob[cell]
 
     def record(self, cell: int, *, is_right: bool) -> None:
@@ -62,6 +60,12 @@ class Confidence:
         self._right[cell] = self._right[cell] * _DECAY + is_right
         self._all[cell] = self._all[cell] * _DECAY + 1.0
         self._changed.add(cell // MOST_LENGTH)
+
+    def _fit_changed(self) -> None:
+        for column in self._changed:
+            self._fit(column)
+        self._changed.clear()
+        self.most_backoff = max(self._prob[_FIRST_BACKOFF + MOST_LENGTH - 1 :: MOST_LENGTH])
 
     def _fit(self, column: int) -> None:
         """Isotonic regression of one column by pooling adjacent violators, weighted by the counts."""

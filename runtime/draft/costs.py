@@ -67,11 +67,6 @@ class Costs:
             return 0.0
         return _on_line(self._table.pass_nodes, self._table.draft_pass_s, num_nodes)
 
-    def next_pass_s(self, num_nodes: int, *, drafted_s: float, num_verified: int) -> float:
-        """Seconds by which one more pass of the draft makes a round longer that has drafted for `drafted_s`."""
-        longer_s = drafted_s + self.draft_pass_s(num_nodes)
-        return self.exposed_s(num_verified, longer_s) - self.exposed_s(num_verified, drafted_s)
-
 
 class Rate:
     """Tokens per second of the run so far by the plan's seconds: an exponential mean over about 200 rounds.

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from planner.contracts.copied_text import MOST_TEXT_TOKENS
 from runtime.draft.automaton import NO_MATCH, Match, RecentText, SuffixAutomaton
 from runtime.draft.confidence import Confidence, cell_of
 from runtime.draft.corpus import Corpus
 from runtime.draft.costs import Costs, Rate, best_size
-from runtime.proposal import NOTHING, ROOT, Proposal, Verdict
+from runtime.proposal import NOTHING, ROOT, Proposal, Source, Verdict
 
-MOST_TOKENS = 2**18  # of a text that are remembered: natural text takes 55 MB then, no text more than 160 MB
-
+_SOURCE: Source = "ngram"
 _MOST_LEVELS = 2  # the longest match, and the next shorter one that offers more
 _MOST_OFFERS = 8  # tokens that one match offers
 
@@ -55,7 +55,8 @@ class _Source:
         """What followed a match, and what else followed a shorter one; nothing that is not above `least_prob`."""
         offers: list[_Offer] = []
         chance_left, level, seen = 1.0, 0, set[int]()
-        while level < _MOST_LEVELS and match.length >= self._min_match_tokens and chance_left > least_prob:
+        most = 1.0  # of a level, the chance of its best offer
+        while level < _MOST_LEVELS and match.length >= self._min_match_tokens and chance_left * most > least_prob:
             found = self.text.continuations(match)
             if seen:
                 found = [pair for pair in found if pair[0] not in seen]
@@ -64,14 +65,14 @@ class _Source:
                 for offer in level_offers:
                     chance_left -= offer.prob
                 offers += level_offers
-                level += 1
+                level, most = level + 1, self.confidence.most_backoff
                 if level < _MOST_LEVELS:
                     seen.update([token for token, _ in found])
             match = self.text.shorter(match)
         return offers
 
     def _level(
-        self, length: int, found: list[tuple[int, int]], level: int, chance_left: float, least_prob: float
+        self, length: int, found: Sequence[tuple[int, int]], level: int, chance_left: float, least_prob: float
     ) -> list[_Offer]:
         """The offers of one match, whose first continuation is the latest; of the others the rarest are cut first."""
         total = found[0][1] if len(found) == 1 else sum([count for _, count in found])
@@ -160,7 +161,7 @@ class NgramDrafter:
         costs: Costs,
         corpus: Corpus | None,
         vocab_size: int,
-        most_tokens: int = MOST_TOKENS,
+        most_tokens: int = MOST_TEXT_TOKENS,
     ) -> None:
         self._num_nodes = num_nodes
         self._max_depth = max_depth
@@ -184,7 +185,7 @@ class NgramDrafter:
         return Proposal(
             tokens=tuple(tree.tokens[:size]),
             parents=tuple(tree.parents[:size]),
-            sources=("ngram",) * size,
+            sources=(_SOURCE,) * size,
             row_of=(None,) * size,
         )
 

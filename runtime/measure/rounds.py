@@ -291,11 +291,18 @@ def _run(
 def _sizes(live: _LiveTwin) -> Iterator[Size]:
     """The drafts that are run: chains, and trees where both models can run over one."""
     assert live.draft is not None
-    named = {"model": "", "fingerprint": live.draft.fingerprint, "dtype": "fp32"}
-    yield from (ChainDraft(draft_len=draft_len, **named) for draft_len in DRAFT_LENS)
-    if live.target.most_nodes and live.draft.cached.most_nodes:
-        for num_nodes, depth in TREE_SIZES:
-            yield TreeDraft(num_nodes=num_nodes, max_depth=depth, pass_nodes=2 * num_nodes // depth, **named)
+    fingerprint = live.draft.fingerprint
+    for draft_len in DRAFT_LENS:
+        yield ChainDraft(model="", fingerprint=fingerprint, draft_len=draft_len, dtype="fp32")
+    for num_nodes, depth in TREE_SIZES if live.target.most_nodes and live.draft.cached.most_nodes else ():
+        yield TreeDraft(
+            model="",
+            fingerprint=fingerprint,
+            num_nodes=num_nodes,
+            max_depth=depth,
+            pass_nodes=2 * num_nodes // depth,
+            dtype="fp32",
+        )
 
 
 def _num_nodes(size: Size) -> int:

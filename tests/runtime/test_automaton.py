@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from planner.contracts.copied_text import TEXT_BYTES
 from runtime.draft.automaton import (
-    MOST_BYTES_PER_TOKEN,
     NO_MATCH,
     ROOT_STATE,
     SEPARATOR,
@@ -125,6 +125,14 @@ def test_separator_ends_every_match_and_is_no_continuation() -> None:
     assert text.step(text.step(match, 3), 1).length == 2  # 3 1 of the third text, not 1 2 3 | 1
 
 
+def test_continuations_asked_for_before_change_with_the_text() -> None:
+    text = automaton_of([1, 2, 1, 3, 1])
+    assert text.continuations(text.longest_earlier()) == [(3, 1), (2, 1)]
+    for token in (2, 1):
+        text.append(token)
+    assert text.continuations(text.shorter(text.longest_earlier())) == [(2, 2), (3, 1)]
+
+
 def test_of_many_continuations_the_first_and_the_last_are_looked_at() -> None:
     tokens = [token for follower in range(1, 101) for token in (0, follower)]
     text = automaton_of([*tokens, 0])
@@ -159,4 +167,4 @@ def test_memory_stays_below_the_stated_bytes_per_token(num_letters: int) -> None
         peak_bytes = tracemalloc.get_traced_memory()[1] - start_bytes
     finally:
         tracemalloc.stop()
-    assert most_tokens * 28 < peak_bytes <= most_tokens * MOST_BYTES_PER_TOKEN
+    assert most_tokens * 28 < peak_bytes <= most_tokens * TEXT_BYTES

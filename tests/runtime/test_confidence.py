@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.draft.confidence import MOST_LENGTH, RIGHT_BY_LENGTH, Confidence, cell_of
+from planner.contracts.copied_text import RIGHT_BY_LENGTH
+from runtime.draft.confidence import MOST_LENGTH, Confidence, cell_of
 
 SOLE_LENGTHS = range(1, MOST_LENGTH + 4)
 
@@ -92,6 +93,15 @@ def test_a_longer_match_is_never_trusted_less(observed: list[tuple[int, bool]]) 
     probs = [confidence.prob(sole(length)) for length in SOLE_LENGTHS]
     assert probs == sorted(probs)
     assert all(0 < prob < 1 for prob in probs)
+
+
+def test_no_backoff_candidate_has_a_larger_chance_than_the_bound_says() -> None:
+    confidence = Confidence()
+    for _ in range(30):
+        confidence.record(backoff(2, 3, 4), is_right=True)
+    cells = [backoff(length, 4, 8, is_latest=latest) for length in range(1, 17) for latest in (False, True)]
+    chances = [confidence.prob(cell) for cell in (*cells, *(backoff(length, 3, 4) for length in range(1, 17)))]
+    assert max(chances) <= confidence.most_backoff < 1
 
 
 def test_violators_are_pooled_by_their_weight() -> None:

@@ -142,7 +142,7 @@ def test_a_draft_that_proposes_rubbish_ends_the_run_or_only_its_own_part(
             assert [piece.token_id for piece in generation] == expected
             assert len(generation.report().warnings) == 1
             return
-        emitted = []
+        emitted: list[int | None] = []
         with pytest.raises(ResourceFailureError, match="cannot be used") as caught:
             emitted.extend(piece.token_id for piece in generation)
     assert caught.value.exit_code == 6

@@ -104,7 +104,7 @@ def test_candidates_are_a_tree_best_first(
 ) -> None:
     drafter = drafter_of(max_depth=4, corpus=Corpus([other_text]))
     candidates = drafter.candidates(context, num_nodes, max_depth)
-    tree = Proposal(candidates.tokens, candidates.parents, ("ngram",) * len(candidates.tokens))
+    tree = Proposal(candidates.tokens, candidates.parents, sources=())
     assert len(tree.tokens) <= num_nodes
     assert max(tree.depths, default=0) <= min(4, max_depth)
     assert list(candidates.probs) == sorted(candidates.probs, reverse=True)
@@ -146,6 +146,9 @@ def test_text_and_corpus_share_nodes_and_the_likelier_chance_holds() -> None:
     assert both.tokens.count(4) == 1
     assert 6 in both.tokens
     assert both.probs[0] > alone.probs[0]  # two tokens match the corpus
+    longer = [8, 3, 4, 8, 3]
+    with_less = drafter_of(corpus=Corpus([[3, 4]])).candidates(longer, 1, 1)
+    assert with_less == drafter_of().candidates(longer, 1, 1)  # one token does, and two the text
 
 
 def test_tokens_that_the_target_does_not_have_are_not_proposed() -> None:
@@ -222,6 +225,29 @@ def test_a_tree_of_another_drafter_teaches_by_its_tokens() -> None:
     now_first, now_second = drafter.candidates(CONTEXT, 2, 2).probs
     assert now_first > first
     assert now_second / now_first > second / first
+
+
+def test_shorter_matches_are_judged_only_where_the_longest_one_was_wrong() -> None:
+    context = [2, 3, 8, 1, 3, 9, 2, 3]  # 8 after 2 3, and else 9 after 3
+    drafter = drafter_of()
+
+    def chance_of_nine_if_not_eight() -> float:
+        eight, nine = drafter.candidates(context, 2, 1).probs
+        return nine / (1 - eight)
+
+    before = chance_of_nine_if_not_eight()
+    drafter.observe(drafter.propose(context, 1), Verdict((0,), 7))
+    assert chance_of_nine_if_not_eight() == pytest.approx(before)
+    drafter.observe(drafter.propose(context, 1), Verdict((), 7))
+    assert chance_of_nine_if_not_eight() < before
+
+
+def test_nothing_is_learned_after_a_token_that_was_no_candidate() -> None:
+    one_wrong, then_others = drafter_of(), drafter_of()
+    one_wrong.observe(one_wrong.propose(CONTEXT, 3), Verdict((), 50))
+    then_others.propose(CONTEXT, 3)
+    then_others.observe(Proposal((50, 3), (ROOT, 0), ("model", "model")), Verdict((0, 1), 4))
+    assert then_others.candidates(CONTEXT, 3, 3) == one_wrong.candidates(CONTEXT, 3, 3)
 
 
 # --- real text ---
