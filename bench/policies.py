@@ -234,9 +234,14 @@ def walked(chances: Chances, token_cost: float, length_at: Callable[[int], int])
         place += accepted + 1
 
 
+def always(length: int) -> Callable[[int], int]:
+    """The same length wherever a round begins."""
+    return lambda _: length
+
+
 def static(chances: Iterable[Chances], length: int, token_cost: float) -> Tally:
     """Always as many as there are, up to a length."""
-    return total(entry for one in chances for entry in walked(one, token_cost, lambda _: length))
+    return total(entry for one in chances for entry in walked(one, token_cost, always(length)))
 
 
 def best_static(chances: Sequence[Chances], token_cost: float) -> tuple[int, Tally]:
@@ -259,4 +264,4 @@ def per_phase_oracle(recordings: Sequence[Recording], chances: Sequence[Chances]
 
 def per_round_oracle(chances: Iterable[Chances], token_cost: float) -> Tally:
     """Each round drafts just what will be accepted, as long as a token is worth its cost."""
-    return total(entry for one in chances for entry in walked(one, token_cost, lambda place, one=one: one.hits[place]))
+    return total(entry for one in chances for entry in walked(one, token_cost, one.hits.__getitem__))

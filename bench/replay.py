@@ -21,6 +21,7 @@ from bench.policies import (
     Chances,
     Round,
     Tally,
+    always,
     best_static,
     chain_drafter,
     hybrid_drafter,
@@ -53,6 +54,7 @@ from planner.contracts.plan import ProbabilityCurve
 from planner.contracts.profile import AcceptanceRecording
 from profiles import demo_folder
 from runtime.api import load
+from runtime.draft.base import Drafter
 
 VERIFY_COSTS = (0.002, 0.01, 0.04, 0.1)
 DRAFT_COST = 0.02
@@ -188,7 +190,7 @@ def adaptive_rounds(
         model, curve = RecordedModel(one, vocab_size), curves[index % 2]
         for verify_cost in verify_costs:
             costs = linear_costs(verify_cost, DRAFT_COST)
-            drafters = {
+            drafters: dict[str, Drafter] = {
                 "chain": chain_drafter(model, costs, curve),
                 "tree": tree_drafter(model, costs, curve),
                 "hybrid": hybrid_drafter(model, costs, curve, vocab_size),
@@ -255,11 +257,9 @@ def phase_rows(
     rows: list[dict[str, object]] = []
     chances = [model_chances(one) for one in recordings]
     for verify_cost, rounds in adaptive.items():
+        token_cost = verify_cost + pass_cost(DRAFT_COST)
         by_policy = {
-            length: by_phase(
-                recordings,
-                [list(walked(one, verify_cost + pass_cost(DRAFT_COST), lambda _, k=length: k)) for one in chances],
-            )
+            length: by_phase(recordings, [list(walked(one, token_cost, always(length))) for one in chances])
             for length in TIERS
         }
         of_adaptive = by_phase(recordings, rounds)

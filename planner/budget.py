@@ -119,7 +119,7 @@ def _check_context(target: ModelShape, wishes: Wishes) -> None:
         )
     if wishes.drafting.tree_nodes > wishes.context_tokens:
         raise UsageError(
-            f"a {wishes.drafting.label} is larger than the context",
+            f"a draft by {wishes.drafting.label} is larger than the context",
             why=f"the context is {wishes.context_tokens} tokens, and every drafted one would have to fit",
             remedy="a smaller --draft-tree, or a larger --ctx-size",
         )

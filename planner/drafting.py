@@ -25,7 +25,7 @@ DRAFT_KINDS: tuple[DraftKind, ...] = ("none", "chain", "ngram", "tree", "hybrid"
 MODEL_KINDS: tuple[DraftKind, ...] = ("chain", "tree", "hybrid")  # with a draft model
 
 _CHAIN_LENS = (*range(1, 17), 20, 24, 28, 32, 40, 48, MAX_DRAFT_LEN)
-_TREE_NODES, _TREE_DEPTHS = (4, 8, 16, 32, 64, 128, 256, 512), (4, 8, 12, 16, 24)
+_TREE_NODES, _TREE_DEPTHS = (4, 8, 16, 32, 64, 128, 256, 512), (4, 8, 16, 24)
 _NGRAM_NODES = (4, 8, 16, 32, 64)
 _MOST_PASS_NODES = 64
 

@@ -147,7 +147,7 @@ def _reasons(
     if best.candidate.drafting != NO_DRAFTING:
         gain = best.tokens_per_s / baseline.tokens_per_s
         reasons.append(
-            f"a {best.candidate.drafting.label} yields {best.terms.tokens_per_round:.2f} tokens per round: "
+            f"{best.terms.tokens_per_round:.2f} tokens per round from a draft by {best.candidate.drafting.label}: "
             f"{gain:.2f} times the best plan without a draft, which has its memory"
         )
     elif request.never_speculate:
