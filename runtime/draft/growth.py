@@ -26,6 +26,9 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
+_LEAST_LEFT = 1e-9  # of a row
+
+
 @dataclass(slots=True, eq=False)
 class Node:
     """A slot of the tree, and once it has a token the node that fills it."""
@@ -74,13 +77,12 @@ class TreeGrowth:
 
     def add_rows(self, nodes: Sequence[Node], top_tokens_WK: Ints, top_probs_WK: Floats) -> None:
         """Add what follows `nodes`: of each row the first tokens in falling probability; parents before children."""
+        top_probs_WK = top_probs_WK.copy()
         is_new_WK = top_probs_WK > 0
         for index, node in enumerate(nodes):
             node.row = self._num_rows + index
-            for copy in self._copied.get(node, ()):
-                for rank in np.flatnonzero(top_tokens_WK[index] == copy.token):
-                    is_new_WK[index, rank] = False
-                    self._raise(copy, node.prob * float(top_probs_WK[index, rank]))
+            if self._copied.get(node):
+                is_new_WK[index] &= self._beside_copies(node, top_tokens_WK[index], top_probs_WK[index])
         self._num_rows += len(nodes)
         if self._most_children is not None:
             is_new_WK &= is_new_WK.cumsum(axis=1) <= self._most_children
@@ -143,7 +145,8 @@ class TreeGrowth:
 
     def expected_probs(self, wave: Sequence[Node], mean_row_K: Floats) -> Floats:
         """What `falling_probs` would become if each node of the wave had a row of these probabilities."""
-        children = np.outer([node.prob for node in wave], mean_row_K[: self._most_children]).ravel()
+        lefts = [node.prob - sum(copy.prob for copy in self._copied.get(node, ())) for node in wave]
+        children = np.outer(np.maximum(lefts, 0.0), mean_row_K[: self._most_children]).ravel()
         probs = np.concatenate([self.falling_probs(), children])
         return -np.sort(-probs)[: self._num_nodes]
 
@@ -151,6 +154,19 @@ class TreeGrowth:
         """The tree: its most probable `num_nodes` slots, more only where more must stay, each after its parent."""
         self._keep_best(self.slots, num_nodes)
         return self.slots
+
+    def _beside_copies(self, node: Node, tokens_K: Ints, probs_K: Floats) -> npt.NDArray[np.bool_]:
+        """Which tokens of a node's row are no copies of earlier text; they share what the copies leave them."""
+        is_new_K = np.ones(len(tokens_K), dtype=np.bool_)
+        for copy in self._copied[node]:
+            for rank in np.flatnonzero(tokens_K == copy.token):
+                is_new_K[rank] = False
+                self._raise(copy, node.prob * float(probs_K[rank]))
+        if node.prob > 0:
+            left = max(0.0, 1 - sum(copy.prob for copy in self._copied[node]) / node.prob)
+            left_by_row = max(1 - float(probs_K[~is_new_K].sum()), _LEAST_LEFT)
+            probs_K[is_new_K] *= min(1.0, left / left_by_row)
+        return is_new_K
 
     def _raise(self, copy: Node, prob: float) -> None:
         """Give a copy the probability that its row has for it, where that is larger; those after it rise with it."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from planner.contracts.plan import ChainDraft, HybridDraft, NgramDraft, Plan, TreeDraft
+from planner.contracts.plan import MAX_DRAFT_LEN, ChainDraft, HybridDraft, NgramDraft, Plan, TreeDraft
 from runtime.cached import CachedModel
 from runtime.decode import Sampling
 from runtime.draft.base import Drafter
@@ -75,7 +75,7 @@ class Drafters:
     def _ngram(self, draft: NgramDraft | HybridDraft) -> NgramDrafter:
         return NgramDrafter(
             num_nodes=draft.num_nodes,
-            max_depth=draft.max_depth,
+            max_depth=min(draft.num_nodes, MAX_DRAFT_LEN),  # copies need no pass for each level
             min_match_tokens=draft.min_match_tokens,
             costs=Costs.of(self.plan.round_costs),
             corpus=self.corpus,

@@ -15,17 +15,16 @@ from torch import Tensor
 
 from planner.contracts.plan import ProbabilityCurve
 from runtime.cached import CachedModel
-from runtime.draft.costs import Costs, Rate, best_size
+from runtime.draft.costs import Costs
 from runtime.draft.draws import draw_children
 from runtime.draft.follow import FollowingModel
 from runtime.draft.growth import Floats, Ints, Node, TreeGrowth, calibrated
 from runtime.draft.ngram import NodeCandidates
+from runtime.draft.stop import Foresight, StopRule
 from runtime.proposal import NOTHING, ROOT, Proposal, Verdict
 from runtime.sampling import SamplingSettings, Uniforms, probability_rows
 
 _TOP_TOKENS = range(8, 33)  # as many of each row come to the host as a tree has nodes, within these bounds
-_PROBE_ROUNDS = 32  # drafting that did not pay is tried again so often
-_MEAN_ROWS = 256
 
 
 class Seeder(Protocol):
@@ -72,12 +71,13 @@ class TreeDrafter:
         self._ngram = ngram
         self._num_top = min(max(num_nodes, _TOP_TOKENS.start), _TOP_TOKENS.stop - 1, self._following.vocab_size)
         self._stop = None if costs is None else StopRule(costs, self._num_top)
+        self._foresight = Foresight()
         self._rows: list[Tensor] = []  # (V) of every row of this tree, when sampling
 
     def propose(self, context: Sequence[int], max_depth: int) -> Proposal:
         """The most probable paths, no deeper than `max_depth`; sampled ones with the rows they were drawn from."""
-        max_depth = max(0, min(max_depth, self._max_depth))
-        model_depth = min(max_depth, self._following.room(context)) if max_depth else 0
+        most_depth = max(0, max_depth)  # of copies
+        model_depth = min(most_depth, self._max_depth, self._following.room(context)) if most_depth else 0
         growth = TreeGrowth(
             self._num_nodes,
             model_depth,
@@ -86,7 +86,7 @@ class TreeDrafter:
         )
         self._rows = []
         if self._ngram is not None:
-            seeds = self._ngram.candidates(context, self._num_nodes, max_depth)
+            seeds = self._ngram.candidates(context, self._num_nodes, most_depth)
             growth.seed(seeds.tokens, seeds.parents, seeds.probs)
         if self._stop is not None:
             self._stop.start_round()
@@ -99,6 +99,7 @@ class TreeDrafter:
         """How fast the run is, and how often copies are right; what was accepted the next context says."""
         if self._stop is not None:
             self._stop.end_round(len(proposal.tokens), verdict.num_accepted + 1)
+        self._foresight.observe(proposal, verdict)
         if self._ngram is not None:
             self._ngram.observe(proposal, verdict)
 
@@ -127,7 +128,7 @@ class TreeDrafter:
             probs_WV = probability_rows(logits_WV, self._settings)
             self._rows.extend(probs_WV.unbind())
         top = top_of_rows(probs_WV, self._num_top)
-        probs_WK = calibrated(top.probs_WK, self._calibration)
+        probs_WK = self._foresight.corrected(calibrated(top.probs_WK, self._calibration))
         growth.add_rows(nodes, top.tokens_WK, probs_WK)
         if self._stop is not None:
             self._stop.add_rows(probs_WK)
@@ -163,6 +164,7 @@ class TreeDrafter:
             return NOTHING
         if not self._settings.is_greedy:
             self._draw(growth.settle(nodes))
+        self._foresight.foresee(nodes)
         places = {growth.root: ROOT} | {node: place for place, node in enumerate(nodes)}
         rows: dict[int, int] = {}  # place in the proposal by row
         row_of: list[int | None] = []
@@ -177,60 +179,6 @@ class TreeDrafter:
             rows_RV=torch.stack([self._rows[row] for row in rows]) if rows else None,
             row_of=tuple(row_of),
         )
-
-
-class StopRule:
-    """Ends drafting where it does not pay: tokens that are expected, less what their seconds bring elsewhere.
-
-    Everything that it knows, it knows before the tokens are drawn that it decides about.
-    """
-
-    def __init__(self, costs: Costs, num_top: int) -> None:
-        self._costs = costs
-        self._rate = Rate(costs)
-        self._mean_row_K: Floats | None = None  # of the rows so far, an exponential mean
-        self._num_top = num_top
-        self._num_rows = 0
-        self._num_idle_rounds = 0  # in a row, in which the draft made no pass
-        self._draft_s = 0.0  # of the round under way, by the table
-
-    def start_round(self) -> None:
-        """Nothing has been drafted yet."""
-        self._draft_s = 0.0
-
-    def pays(self, growth: TreeGrowth, wave: Sequence[Node]) -> bool:
-        """Whether a pass over these nodes is worth its time by the rows that passes brought on average."""
-        pass_s = self._costs.draft_pass_s(len(wave))
-        is_first = wave[0].parent is None
-        if self._mean_row_K is not None and not (is_first and self._num_idle_rounds >= _PROBE_ROUNDS - 1):
-            now = self._net(growth.falling_probs(), self._draft_s)
-            then = self._net(growth.expected_probs(wave, self._mean_row_K), self._draft_s + pass_s)
-            if then <= now:
-                self._num_idle_rounds += is_first
-                return False
-        self._num_idle_rounds = 0
-        self._draft_s += pass_s
-        return True
-
-    def add_rows(self, probs_WK: Floats) -> None:
-        """Rows of falling probabilities that a pass has brought."""
-        if self._mean_row_K is None:
-            self._mean_row_K = np.zeros(self._num_top)
-        self._num_rows = min(self._num_rows + len(probs_WK), _MEAN_ROWS)
-        weight = min(1.0, len(probs_WK) / self._num_rows)
-        self._mean_row_K += weight * (probs_WK.mean(axis=0) - self._mean_row_K)
-
-    def size(self, growth: TreeGrowth) -> int:
-        """Nodes that are worth verifying."""
-        return best_size(growth.falling_probs().tolist(), self._costs, self._rate)
-
-    def end_round(self, num_nodes: int, num_tokens: int) -> None:
-        """A round verified so many nodes and emitted so many tokens."""
-        self._rate.observe(num_tokens, self._costs.round_s(1 + num_nodes, self._draft_s))
-
-    def _net(self, probs: Floats, draft_s: float) -> float:
-        num_nodes = best_size(probs.tolist(), self._costs, self._rate)
-        return float(probs[:num_nodes].sum()) - self._rate.tokens_per_s * self._costs.round_s(1 + num_nodes, draft_s)
 
 
 class Top(NamedTuple):

@@ -97,7 +97,7 @@ def test_calibration_is_the_curve_between_its_points_and_nothing_where_the_draft
 TOKENS, PROBS = np.array([[3, 1, 0, 2, 4]]), np.array([[0.5, 0.25, 0.125, 0.1, 0.025]])
 
 
-def test_a_copy_is_the_models_own_child_with_the_larger_probability() -> None:
+def test_a_copy_is_the_models_own_child_with_the_larger_probability_and_the_others_share_what_is_left() -> None:
     growth = TreeGrowth(6, 4, is_sampled=False)
     growth.seed([1, 3, 7], [ROOT, ROOT, 0], [0.2, 0.6, 0.1])
     growth.add_rows([growth.root], TOKENS, PROBS)
@@ -106,9 +106,9 @@ def test_a_copy_is_the_models_own_child_with_the_larger_probability() -> None:
         ((1,), "ngram", 0.25),  # raised from 0.2, and what follows it with it
         ((3,), "ngram", 0.6),
         ((1, 7), "ngram", 0.125),
-        ((0,), "model", 0.125),
-        ((2,), "model", 0.1),
-        ((4,), "model", 0.025),
+        ((0,), "model", 0.075),  # the copies leave 0.15, of which the row would give the others 0.25
+        ((2,), "model", 0.06),
+        ((4,), "model", 0.015),
     ]
 
 
