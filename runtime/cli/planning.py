@@ -10,8 +10,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from planner.contracts.errors import DraftstreamError, NoFeasiblePlanError, PlanMismatchError, ResourceFailureError
 from planner.contracts.model_folder import fingerprint, open_model_folder
 from planner.contracts.model_shape import ModelShape
@@ -99,6 +97,8 @@ def _profile(wanted: Wanted) -> Profile:
 
 def _measured_apart(wanted: Wanted, drafts: list[str], prompts: list[Prompt]) -> Profile:
     """A quick profile, measured in a process of its own: what measuring leaves in memory would count as the run's."""
+    import torch
+
     options = ProfileOptions(
         dtype=wanted.dtype,
         num_threads=torch.get_num_threads(),
