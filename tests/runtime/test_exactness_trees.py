@@ -178,7 +178,7 @@ def test_output_distribution_equals_the_targets_where_probabilities_are_zero(sha
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(40, 46))
+@pytest.mark.parametrize("seed", range(40, 43))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_output_distribution_equals_the_targets_for_many_tables(shape: str, seed: int) -> None:
     slots, vocabulary, depth = SHAPES[shape]
@@ -307,9 +307,7 @@ def test_20000_rounds_have_the_targets_distribution() -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
-@pytest.mark.parametrize(
-    ("slots", "target", "draft"), [(WIDE, RAW, RAW), (WIDE, HOT_FILTERED, WARM_TOP_K), (MIXED, WARM_TOP_K, RAW)]
-)
+@pytest.mark.parametrize(("slots", "target", "draft"), [(WIDE, HOT_FILTERED, WARM_TOP_K), (MIXED, WARM_TOP_K, RAW)])
 def test_100000_rounds_have_the_targets_distribution(
     slots: Sequence[Slot], target: SamplingSettings, draft: SamplingSettings
 ) -> None:
