@@ -137,7 +137,7 @@ def generate(
         settled = choose_plan(
             Wanted(
                 target=target,
-                draft=None if no_spec or draft_kind in ("none", "ngram") else draft,
+                draft=None if no_spec or draft_kind == "none" else draft,
                 no_spec=no_spec or draft_kind == "none",
                 draftings=_draftings(draft_kind, draft_len, draft_tree, draft_tiers),
                 profile=profile,
@@ -158,6 +158,11 @@ def generate(
         settled = Plan.read(plan)
         tokens = prompt_tokens(settled.target.name, text, is_chat=chat, system=system)
     check_prompt_fits(len(tokens), settled.context_tokens)
+    if ngram_corpus and settled.draft.kind not in ("ngram", "hybrid"):
+        sys.stderr.write(
+            f"--ngram-corpus is not used: the plan drafts with kind {settled.draft.kind} "
+            "(--draft-kind hybrid or ngram copies from it)\n"
+        )
     tracer = None if trace is None else Trace()
     with load(plan=settled, trace=tracer, ngram_corpus=ngram_corpus or (), draft_may_fail=draft_may_fail) as engine:
         generation = engine.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop or (), verify=verify)

@@ -172,13 +172,15 @@ def _plan_by_memory(wanted: Wanted) -> Plan:
 
 
 def _drafting(wanted: Wanted) -> "Drafting":
-    """The usual size of what was asked for; where nothing was, a short chain."""
+    """The usual size of what was asked for, as far as the context holds it; where nothing was, a short chain."""
     from planner.drafting import NO_DRAFTING, chain
 
     if wanted.draftings is None:
         return NO_DRAFTING if wanted.draft is None else chain(_USUAL_NODES["chain"])
+    context_tokens = _context_tokens(wanted)
+    fitting = [entry for entry in wanted.draftings if entry.tree_nodes <= context_tokens]
     return min(
-        wanted.draftings,
+        fitting or wanted.draftings,
         key=lambda entry: (abs(entry.num_nodes - _USUAL_NODES[entry.kind]), abs(entry.max_depth - _USUAL_DEPTH)),
     )
 
