@@ -106,10 +106,10 @@ class Workspaces(ChainDrafter):
 
 
 class TorchHoarder(ChainDrafter):
-    """A fault: 64 KiB of every round stay."""
+    """A fault: half a MiB of every round stays."""
 
     def propose(self, context: Sequence[int], max_depth: int) -> Proposal:
-        self.__dict__.setdefault("hoard", []).append(torch.ones(2**16, dtype=torch.uint8))
+        self.__dict__.setdefault("hoard", []).append(torch.ones(2**19, dtype=torch.uint8))
         return super().propose(context, max_depth)
 
 

@@ -39,7 +39,7 @@ def test_quick_profile_is_complete_and_found_again(tiny_model: TinyModel, tmp_pa
     profile = measure_profile(target, [draft], options, PROMPTS, lambda progress: steps.append(progress.step))
     assert {entry.link for entry in profile.links} == {"disk:cached", "disk:direct", "host_memory"}
     parts = {"layer", "attention", "mlp", "head_chunk"}
-    assert {row.unit for row in profile.compute} == {*parts, "pass", "edge", "embedding", "round"}
+    assert {row.unit for row in profile.compute} == {*parts, "pass", "edge", "embedding", "round", "ngram"}
     assert {row.num_tokens for row in profile.draft_passes} >= {1, 2}
     assert [recording.domain for recording in profile.acceptance] == ["code", "code", "prose", "prose"]
     assert Profile.read(out) == profile
