@@ -277,9 +277,8 @@ def _around(request: Request, best: Score) -> Request:
         draftings=tuple(
             other
             for other in request.draftings
-            if other.kind == drafting.kind
-            and drafting.num_nodes / 1.25 <= other.num_nodes <= drafting.num_nodes * 1.25
-            and other.max_depth <= drafting.max_depth * 1.25
+            if other == drafting
+            or (other.kind == drafting.kind == "chain" and 0.8 <= other.num_nodes / drafting.num_nodes <= 1.25)
         ),
         slot_counts=near if num_slots else request.slot_counts,
         grains=(candidate.placement.granularity,),

@@ -35,7 +35,7 @@ from planner.uncertainty import ModelError, Outlook, outlook, performances, prio
 SLOT_COUNTS = (2, 3, 4)
 _UNBOUNDED_BYTES = 2**60
 _NOISE_FRAC = 0.005  # plans closer than this to the best are as good
-_NUM_REFINED = 4  # sizes of each kind of draft that are tried with every number of slots and in parts
+_NUM_REFINED = 3  # sizes of each kind of draft that are tried with every number of slots and in parts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
