@@ -31,6 +31,12 @@ class Yields:
         nodes, depth = drafting.num_nodes, drafting.max_depth
         if drafting.kind == "none":
             return _NOTHING
+        if self._is_sampled and drafting.has_copies:
+            raise BadInputError(
+                "copies of earlier text are not predicted where one samples",
+                why="recordings do not say how probable the target finds a copied token",
+                remedy="plan a chain or a tree, or greedy text",
+            )
         texts = self._recordings(None)
         if drafting.kind == "ngram":
             if not texts:
@@ -45,12 +51,6 @@ class Yields:
         curve = self.calibration(fingerprint)
         if drafting.kind == "tree":
             return (sampled_tree_yield if self._is_sampled else tree_yield)(recordings, nodes, depth, curve)
-        if self._is_sampled:
-            raise BadInputError(
-                "hybrids are not predicted where one samples",
-                why="recordings do not say how probable the target finds a copied token",
-                remedy="plan a tree, or greedy text",
-            )
         return hybrid_yield(recordings, texts, nodes, depth, _MIN_MATCH_TOKENS, curve)
 
     def _published(self, fingerprint: str, drafting: Drafting) -> Yield:

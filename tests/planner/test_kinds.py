@@ -114,6 +114,13 @@ def test_only_what_was_asked_for_is_planned() -> None:
     assert {score.candidate.drafting.label for score in ranking.scores} == {"no draft", "tree of 16, depth 4"}
 
 
+def test_copies_are_refused_where_one_samples_and_not_priced_as_greedy_ones() -> None:
+    found = recommend(measured(is_repetitive=True), replace(request(TIGHT), is_sampled=True))
+    assert {choice.draft_kind for choice in found.kinds} == {"none", "chain", "tree"}
+    assert [refusal.draft for refusal in found.refused] == ["n-grams", "draft (hybrid)"]
+    assert all("where one samples" in refusal.why for refusal in found.refused)
+
+
 def test_a_chain_among_all_kinds_still_yields_what_the_replay_says() -> None:
     made = measured(is_repetitive=False)
     asked = replace(request(TIGHT), draftings=(chain(3), ngram(4)))
