@@ -5,7 +5,8 @@ from dataclasses import replace
 from planner.contracts.plan import RoundCosts
 from planner.drafting import Drafting
 from planner.schedule import Schedule, round_time_s
-from planner.scoring import Candidate, Scorer, schedule_of
+from planner.scoring import Candidate, Scorer
+from planner.terms import schedule_of
 
 _SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 _LONG_DRAFT_ROUNDS = 100.0  # drafting for so many rounds hides everything else

@@ -18,20 +18,13 @@ Source: Baccelli et al., Synchronization and Linearity, 1992, ch. 3; Karp, Discr
 
 import math
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from planner.contracts.errors import BadInputError
 from planner.contracts.plan import Plan, Unit
 from planner.contracts.timeline import Span
 
-FloatArray = NDArray[np.float64]
-
-_SAME_STEP_FRAC = 1e-9  # steps closer than this differ by rounding
-_CHUNK = 2048  # candidates whose arrays share the cache
+SAME_STEP_FRAC = 1e-9  # steps closer than this differ by rounding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,27 +49,6 @@ class Schedule:
     num_slots: int
     boundary_s: float
     num_staging_buffers: int = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScheduleBatch:
-    """B schedules of U units each: seconds per unit, which units travel, slots, and seconds between passes."""
-
-    copy_s_BU: FloatArray
-    compute_s_BU: FloatArray
-    is_streamed_BU: NDArray[np.bool_]
-    num_slots_B: NDArray[np.int64]
-    boundary_s_B: FloatArray
-    read_s_BU: FloatArray | None = None
-    num_staging_buffers: int = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoundTimes:
-    """Seconds of a repeating round, and of it what the compute lane waits for weights."""
-
-    round_s: FloatArray
-    waiting_for_weights_s: FloatArray
 
 
 def schedule_of(plan: Plan) -> Schedule:
@@ -129,28 +101,6 @@ def round_time_s(schedule: Schedule) -> float:
     )
 
 
-def round_times_s(batch: ScheduleBatch) -> FloatArray:
-    """Seconds of a round of each schedule once it repeats, shape (B,); the vectorised twin of `round_time_s`."""
-    streamed_BU = batch.is_streamed_BU
-    staged_BU = streamed_BU & (batch.read_s_BU > 0) if batch.read_s_BU is not None else np.zeros_like(streamed_BU)
-    slots_B = _used(batch.num_slots_B, streamed_BU)
-    buffers_B = _used(np.full_like(slots_B, batch.num_staging_buffers), staged_BU)
-    round_s_B = np.empty(len(slots_B))
-    for num_slots, num_buffers in np.unique(np.stack([slots_B, buffers_B], axis=1), axis=0):
-        rows = np.flatnonzero((slots_B == num_slots) & (buffers_B == num_buffers))
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
-            round_s_B[chunk] = _Lanes(batch, chunk, staged_BU, int(num_slots), int(num_buffers)).round_s()
-    return round_s_B
-
-
-def round_times(batch: ScheduleBatch) -> RoundTimes:
-    """The round time of each schedule, and what of it is waiting for weights."""
-    round_s = round_times_s(batch)
-    busy_s = batch.compute_s_BU.sum(axis=1) + batch.boundary_s_B
-    return RoundTimes(round_s=round_s, waiting_for_weights_s=np.maximum(round_s - busy_s, 0.0))
-
-
 def first_pass_s(schedule: Schedule) -> float:
     """Seconds of one pass that starts with empty slots, as the first pass of a prefill does."""
     return passes_s(schedule, 1)
@@ -167,7 +117,7 @@ def passes_s(schedule: Schedule, num_passes: int) -> float:
         _run_pass(schedule, state, boundary_s=schedule.boundary_s if index else 0.0)
         before_s, times_s = times_s, state.times_s()
         steps_s = [after - before for after, before in zip(times_s, before_s, strict=True)]
-        if index and math.isclose(min(steps_s), max(steps_s), rel_tol=_SAME_STEP_FRAC):
+        if index and math.isclose(min(steps_s), max(steps_s), rel_tol=SAME_STEP_FRAC):
             return state.computed_s + (num_passes - 1 - index) * steps_s[0]
     return state.computed_s
 
@@ -277,87 +227,3 @@ def _run_pass(schedule: Schedule, state: _State, *, boundary_s: float, spans: li
         if spans is not None:
             spans.append(Span(lane="compute", label=step.label, start_s=start_s, stop_s=computed_s))
     state.computed_s = computed_s
-
-
-# --- many schedules ---
-
-
-def _used(num_buffers_B: NDArray[np.int64], passing_BU: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Buffers that are of use: no more than there are units that pass through them."""
-    num_passing_B = passing_BU.sum(axis=1)
-    assert np.all((num_buffers_B > 0) | (num_passing_B == 0)), "units that pass through buffers need one"
-    used_B: NDArray[np.int64] = np.minimum(num_buffers_B, num_passing_B)
-    return used_B
-
-
-class _Lanes:
-    """The recurrence over candidates with equally many slots and buffers; b of them, arrays with the unit first.
-
-    What does not travel has a copy of minus infinity, which no maximum notices, and moves no slot.
-    """
-
-    def __init__(
-        self,
-        batch: ScheduleBatch,
-        rows: NDArray[np.int64],
-        staged_BU: NDArray[np.bool_],
-        num_slots: int,
-        num_buffers: int,
-    ) -> None:
-        self._streamed_Ub = np.ascontiguousarray(batch.is_streamed_BU[rows].T)
-        self._copy_s_Ub = np.where(self._streamed_Ub, batch.copy_s_BU[rows].T, -np.inf)
-        self._compute_s_Ub = np.ascontiguousarray(batch.compute_s_BU[rows].T)
-        self._boundary_s_b = batch.boundary_s_B[rows]
-        self._staged_Ub: NDArray[np.bool_] | None = None
-        if num_buffers:
-            assert batch.read_s_BU is not None
-            self._staged_Ub = np.ascontiguousarray(staged_BU[rows].T)
-            self._read_s_Ub = np.where(self._staged_Ub, batch.read_s_BU[rows].T, -np.inf)
-        num_times = 2 + num_slots + (1 + num_buffers if num_buffers else 0)
-        self._times_s_Tb = np.zeros((num_times, len(rows)))  # computed, copied, freed of each slot, then the disk's
-        self._computed_s_b, self._copied_s_b = self._times_s_Tb[:2]
-        self._freed_s = list(self._times_s_Tb[2 : 2 + num_slots])
-        if num_buffers:
-            self._read_s_b = self._times_s_Tb[2 + num_slots]
-            self._emptied_s = list(self._times_s_Tb[3 + num_slots :])
-
-    def round_s(self) -> FloatArray:
-        """Karp's formula over the states after 0 to T passes, T being the number of times in a state."""
-        num_passes = len(self._times_s_Tb)
-        states = [self._times_s_Tb.copy()]
-        for _ in range(num_passes):
-            self._run_pass()
-            states.append(self._times_s_Tb.copy())
-        means_s_Tb = np.full_like(states[-1], np.inf)
-        for k, before_s_Tb in enumerate(states[:-1]):
-            np.minimum(means_s_Tb, (states[-1] - before_s_Tb) / (num_passes - k), out=means_s_Tb)
-        round_s_b: FloatArray = means_s_Tb.max(axis=0)
-        return round_s_b
-
-    def _run_pass(self) -> None:
-        computed_s_b, copied_s_b, arrived_s_b = self._computed_s_b, self._copied_s_b, np.empty_like(self._computed_s_b)
-        computed_s_b += self._boundary_s_b
-        for unit, streamed_b in enumerate(self._streamed_Ub):
-            if self._freed_s:
-                np.maximum(copied_s_b, self._freed_s[0], out=arrived_s_b)
-                if self._staged_Ub is not None:
-                    np.maximum(arrived_s_b, self._read(unit), out=arrived_s_b)
-                arrived_s_b += self._copy_s_Ub[unit]
-                np.maximum(copied_s_b, arrived_s_b, out=copied_s_b)
-                np.maximum(computed_s_b, arrived_s_b, out=computed_s_b)
-                if self._staged_Ub is not None:
-                    _shift(self._emptied_s, arrived_s_b, self._staged_Ub[unit])
-            computed_s_b += self._compute_s_Ub[unit]
-            _shift(self._freed_s, computed_s_b, streamed_b)
-
-    def _read(self, unit: int) -> FloatArray:
-        """When the unit lies in a staging buffer; minus infinity where it does not pass one."""
-        read_s_b: FloatArray = np.maximum(self._read_s_b, self._emptied_s[0]) + self._read_s_Ub[unit]
-        np.maximum(self._read_s_b, read_s_b, out=self._read_s_b)
-        return read_s_b
-
-
-def _shift(ring: Sequence[FloatArray], newest_b: FloatArray, moves_b: NDArray[np.bool_]) -> None:
-    """Let the oldest time of a ring go where it moves, and add the newest."""
-    for older_b, newer_b in zip(ring, [*ring[1:], newest_b], strict=False):
-        np.copyto(older_b, newer_b, where=moves_b)

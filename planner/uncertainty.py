@@ -17,7 +17,8 @@ from planner.contracts.performance import LinkSplit, Performance, RoundSplit
 from planner.contracts.plan import LinkChoice, Workload
 from planner.contracts.profile import Profile
 from planner.contracts.report import Report
-from planner.scoring import RoundTerms, num_rounds, rounds_of
+from planner.scoring import num_rounds
+from planner.terms import RoundTerms, rounds_of
 from planner.timing import link_name, spread_frac
 
 FloatArray = NDArray[np.float64]

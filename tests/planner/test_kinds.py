@@ -20,8 +20,8 @@ from planner.drafting import EVERY_DRAFTING, chain, ngram, tree
 from planner.recommend import recommend
 from planner.round_costs import round_costs
 from planner.schedule import round_time_s
-from planner.scoring import schedule_of
 from planner.search import plan_of, rank, scorer_for
+from planner.terms import schedule_of
 
 TIGHT = 80 * MB
 NUM_TOKENS = 96

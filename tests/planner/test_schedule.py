@@ -1,6 +1,5 @@
 """Round times by hand, the figures of DESIGN section 3, and plans turned into schedules."""
 
-import numpy as np
 import pytest
 
 from planner.contracts.errors import BadInputError
@@ -9,13 +8,11 @@ from planner.contracts.plan import Device, DiskLink, EmulatedLink, MemorySplit, 
 from planner.contracts.timeline import Span
 from planner.schedule import (
     Schedule,
-    ScheduleBatch,
     Step,
     first_pass_s,
     lower_bound_s,
     passes_s,
     round_time_s,
-    round_times,
     schedule_of,
     timeline,
 )
@@ -187,22 +184,6 @@ def test_residents_belong_in_the_interior_not_at_the_front() -> None:
     )
     assert round_time_s(spread) == pytest.approx(60.1)  # (60 - 2) + 1.5 + 2 x .3
     assert round_time_s(in_front) == pytest.approx(66.1)  # and the 20 residents, 20 x .3
-
-
-def test_waiting_for_weights_is_what_compute_and_boundary_leave() -> None:
-    # 60 copies of 1 against 80 x .3 of compute
-    schedule = layers(80, 60, num_slots=2, compute_s=0.3)
-    times = round_times(
-        ScheduleBatch(
-            copy_s_BU=np.array([[step.copy_s for step in schedule.steps]]),
-            compute_s_BU=np.full((1, 80), 0.3),
-            is_streamed_BU=np.array([[step.is_streamed for step in schedule.steps]]),
-            num_slots_B=np.array([2]),
-            boundary_s_B=np.array([0.0]),
-        )
-    )
-    assert times.round_s.tolist() == pytest.approx([60.0])
-    assert times.waiting_for_weights_s.tolist() == pytest.approx([36.0])
 
 
 # --- plans ---

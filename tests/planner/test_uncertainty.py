@@ -10,7 +10,8 @@ from test_compare import PREDICTED, performance, plan, report
 from planner.contracts.performance import Performance
 from planner.contracts.plan import Workload
 from planner.contracts.report import Report
-from planner.scoring import RoundTerms, num_rounds, rounds_of
+from planner.scoring import num_rounds
+from planner.terms import RoundTerms, rounds_of
 from planner.uncertainty import COMPONENTS, ModelError, Outlook, calibrated, component_of, outlook, performances
 
 START = ModelError(frac={"link": 0.1, "compute": 0.1, "draft": 0.1, "host": 0.1, "tokens": 0.1, "ttft": 0.1})

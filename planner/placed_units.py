@@ -1,0 +1,146 @@
+"""A placement as arrays over its units: what they are, how long each is copied, read and computed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.contracts.errors import BadInputError
+from planner.contracts.layer_parts import DECODER_KINDS
+from planner.contracts.plan import INLINE_BYTES, Staging, Unit, UnitKind
+from planner.contracts.profile import Processor, Profile
+from planner.placement import Placement, choose_sources, units_of
+from planner.schedule_batch import BoolArray, FloatArray
+from planner.terms import PassTerms
+from planner.timing import Timing
+
+_PER_BYTE_PER_S = 1e9  # the load at which slow-downs are read off the tables; they are in proportion to it
+
+
+class UnitClass(NamedTuple):
+    """What units have in common that compute equally long."""
+
+    kind: UnitKind
+    first: int  # layer of that shape
+    num_rows: int  # of a head chunk
+    is_on_host: bool
+
+    @classmethod
+    def of(cls, timing: Timing, unit: Unit) -> Self:
+        """The class of a unit."""
+        is_of_layer = unit.kind in DECODER_KINDS
+        return cls(
+            kind=unit.kind,
+            first=timing.first_alike[unit.index] if is_of_layer else 0,
+            num_rows=0 if unit.rows is None else unit.rows[1] - unit.rows[0],
+            is_on_host=unit.placement == "host",
+        )
+
+    def seconds(
+        self,
+        timing: Timing,
+        num_tokens: float,
+        context_tokens: float,
+        load_bytes_per_s: float = 0.0,
+        processor: Processor = "device",
+    ) -> float:
+        """Seconds that such a unit computes, beside copies of so many bytes per second.
+
+        Raises: BadInputError, where nothing times such units.
+        """
+        match self.kind:
+            case "layer" | "attention" | "mlp":
+                table = timing.decoder_table(self.kind, self.first, processor)
+                return table.at(num_tokens, context_tokens, load_bytes_per_s)
+            case "head_chunk":
+                return timing.head_s(self.num_rows, num_tokens, load_bytes_per_s, processor)
+            case "embedding":
+                gather_s = timing.gather_s(num_tokens) if self.is_on_host else 0.0
+                return timing.pass_s(num_tokens, context_tokens) + gather_s
+        raise BadInputError(
+            f"the planner does not time units of kind {self.kind}",
+            why="it places layers or their attention and MLP, head chunks and the embedding",
+            remedy="plan again with whole layers",
+        )
+
+    def slope(self, timing: Timing, num_tokens: float, context_tokens: float) -> tuple[float, float]:
+        """Seconds alone, and the relative slow-down per byte per second of copies beside it."""
+        alone_s = self.seconds(timing, num_tokens, context_tokens)
+        loaded_s = self.seconds(timing, num_tokens, context_tokens, _PER_BYTE_PER_S)
+        return alone_s, (loaded_s / alone_s - 1) / _PER_BYTE_PER_S if alone_s else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedUnits:
+    """A placement as arrays over its units in pass order."""
+
+    units: tuple[Unit, ...]
+    classes: tuple[UnitClass, ...]
+    class_U: NDArray[np.int64]  # index into them
+    staging: Staging | None
+    is_streamed_U: BoolArray
+    is_head_U: BoolArray
+    is_inline: bool  # the compute lane reads streamed units itself
+    num_slots: int
+    streamed_bytes: int
+    copies_s: tuple[FloatArray, FloatArray]  # beside an idle compute lane, and beside a busy one
+    reads_s: tuple[FloatArray, FloatArray]  # from disk into staging buffers before that
+
+    @classmethod
+    def of(cls, profile: Profile, timing: Timing, placement: Placement, host_bytes: int) -> Self:
+        """The target's units as placed, with so many bytes of host memory for those that stream."""
+        target, link = profile.target, timing.link
+        units, staging = choose_sources(target, units_of(target, profile.dtype, placement), link, host_bytes)
+        streamed = [unit for unit in units if unit.placement == "streamed"]
+        class_of_units = [UnitClass.of(timing, unit) for unit in units]
+        classes = tuple(dict.fromkeys(class_of_units))
+        return cls(
+            units=tuple(units),
+            classes=classes,
+            class_U=np.array([classes.index(of_unit) for of_unit in class_of_units]),
+            staging=staging,
+            is_streamed_U=np.array([unit.placement == "streamed" for unit in units]),
+            is_head_U=np.array([unit.kind == "head_chunk" for unit in units]),
+            is_inline=link.kind == "disk" and max((unit.dense_bytes for unit in streamed), default=0) <= INLINE_BYTES,
+            num_slots=placement.num_slots,
+            streamed_bytes=sum(unit.wire_bytes for unit in streamed),
+            copies_s=_transfers(units, timing.copy_s, streamed),
+            reads_s=_transfers(units, timing.read_s, streamed if link.kind != "disk" else [], "disk"),
+        )
+
+    def pass_terms(self, compute_s_U: FloatArray, duty: float) -> PassTerms:
+        """A pass whose units compute so long, beside copies that find the compute lane busy for that share of it."""
+        copy_s_U, read_s_U = _under_load(self.copies_s, duty), _under_load(self.reads_s, duty)
+        is_streamed_U = self.is_streamed_U
+        if self.is_inline:
+            compute_s_U, copy_s_U = compute_s_U + copy_s_U, np.zeros_like(copy_s_U)
+            is_streamed_U = np.zeros_like(is_streamed_U)
+        return PassTerms(
+            is_streamed_U=is_streamed_U,
+            compute_s_U=compute_s_U,
+            copy_s_U=copy_s_U,
+            read_s_U=read_s_U,
+            num_slots=self.num_slots,
+            num_staging_buffers=0 if self.staging is None else self.staging.num_buffers,
+        )
+
+
+def _transfers(
+    units: Sequence[Unit],
+    seconds_of: Callable[[int, float], float],
+    travelling: Sequence[Unit],
+    source: Literal["ram", "disk"] | None = None,
+) -> tuple[FloatArray, FloatArray]:
+    """Seconds of moving each unit that travels (from that source), beside an idle and a busy compute lane."""
+    moved = {(unit.kind, unit.index): unit.wire_bytes for unit in travelling if source in (None, unit.source)}
+    sizes_U = [moved.get((unit.kind, unit.index), 0) for unit in units]
+    idle_s = {size: seconds_of(size, 0.0) if size else 0.0 for size in set(sizes_U)}
+    busy_s = {size: seconds_of(size, 1.0) if size else 0.0 for size in set(sizes_U)}
+    return np.array([idle_s[size] for size in sizes_U]), np.array([busy_s[size] for size in sizes_U])
+
+
+def _under_load(times_s: tuple[FloatArray, FloatArray], duty: float) -> FloatArray:
+    idle_s, busy_s = times_s
+    return idle_s + duty * (busy_s - idle_s)
