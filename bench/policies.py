@@ -96,10 +96,10 @@ def linear_costs(verify_cost: float, draft_cost: float | None = None) -> Costs:
 # --- the runtime's drafters ---
 
 
-def ngram_drafter(costs: Costs, vocab_size: int, max_depth: int = MOST_NODES) -> NgramDrafter:
+def ngram_drafter(costs: Costs, vocab_size: int) -> NgramDrafter:
     """The n-gram drafter as a plan would make it."""
     return NgramDrafter(
-        num_nodes=MOST_NODES, max_depth=max_depth, min_match_tokens=1, costs=costs, corpus=None, vocab_size=vocab_size
+        num_nodes=MOST_NODES, max_depth=MOST_NODES, min_match_tokens=1, costs=costs, corpus=None, vocab_size=vocab_size
     )
 
 
@@ -141,7 +141,7 @@ def tree_drafter(
 
 def hybrid_drafter(model: RecordedModel, costs: Costs, curve: ProbabilityCurve | None, vocab_size: int) -> TreeDrafter:
     """The adaptive tree with copies of earlier text in it."""
-    return tree_drafter(model, costs, curve, ngram_drafter(costs, vocab_size, _TREE_DEPTH))
+    return tree_drafter(model, costs, curve, ngram_drafter(costs, vocab_size))
 
 
 def replayed(drafter: Drafter, recording: Recording, cost: Callable[[Proposal], float]) -> Iterator[Round]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from profiles import heldout_texts
+from profiles import HeldoutPart, heldout_texts
 from runtime.engine import Engine
 from runtime.measure.acceptance import judge
 
@@ -33,6 +33,7 @@ _SHORT_PROMPT_TOKENS = 96
 _SHORT_PHASE_TOKENS = _MOST_TOKENS // 4
 _SHORT_EDIT_CHARACTERS = 420
 _TEXTS_OF_A_KIND = 8
+_KINDS_IN_PARTS = ("greedy code", "greedy prose", "three phases", "editing")  # whose texts are those of the part
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +50,10 @@ class Recording:
 
 
 def read_recordings(path: Path) -> list[Recording]:
-    """Recordings from JSON lines: prompt, output, and optionally the other fields."""
+    """Recordings from JSON lines, plain or .gz: prompt, output, and optionally the other fields."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    for line in content.decode().splitlines():
         entry = json.loads(line)
         found.append(
             Recording(
@@ -68,47 +70,55 @@ def read_recordings(path: Path) -> list[Recording]:
 
 
 def write_recordings(path: Path, recordings: Iterable[Recording]) -> None:
-    """Write them as JSON lines."""
+    """Write them as JSON lines, compressed where the name ends in .gz."""
     lines = [json.dumps(asdict(one), separators=(",", ":")) for one in recordings]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    content = "".join(f"{line}\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
-def written_texts(engine: Engine) -> list[Recording]:
+def written_texts(engine: Engine, part: HeldoutPart = "evaluation") -> list[Recording]:
     """What the engine's target writes greedily after held-out code and prose, and given texts of every kind.
 
-    Each with what the engine's draft makes of it by teacher forcing, and within what the demo pair is good for.
+    Each with what the engine's draft makes of it by teacher forcing, and within what the demo pair is good for. No text
+    is in both parts, but for what the phases are drawn from; there are twice as many to profile.
     """
 
     def encode(text: str) -> list[int]:
         return list(engine.tokenizer.encode(text))
 
+    num_phased = _TEXTS_OF_A_KIND * (2 if part == "profile" else 1)
     given = [
         *natural_texts(encode, _SHORT_PROMPT_TOKENS, _MOST_TOKENS - _SHORT_PROMPT_TOKENS),
-        *phased_texts(encode, _TEXTS_OF_A_KIND, _SHORT_PHASE_TOKENS),
-        *edited_texts(encode, _SHORT_EDIT_CHARACTERS),
+        *phased_texts(encode, num_phased, _SHORT_PHASE_TOKENS, part),
+        *edited_texts(encode, _SHORT_EDIT_CHARACTERS, part, num_windows=4 if part == "profile" else 1),
     ]
     by_kind: dict[str, list[Recording]] = defaultdict(list)
-    for one in _heldout_prompts(encode):
+    for one in _heldout_prompts(encode, part):
         by_kind[one.kind].append(one)
     for one in given:
         if len(one.prompt) + len(one.output) <= _MOST_TOKENS and len(one.output) >= _LEAST_OUTPUT_TOKENS:
             by_kind[one.kind].append(one)
-    chosen = [one for kind in by_kind.values() for one in _spread(kind, _TEXTS_OF_A_KIND)]
+    chosen = [one for kind in by_kind.values() for one in _spread(kind, part)]
     return [_judged(one if one.output else _written(one, engine), engine) for one in chosen]
 
 
-def _heldout_prompts(encode: Encode) -> Iterator[Recording]:
+def _heldout_prompts(encode: Encode, part: HeldoutPart) -> Iterator[Recording]:
     """The starts of held-out texts, whose output is yet to be written."""
-    for entry in heldout_texts("evaluation"):
+    for entry in heldout_texts(part):
         tokens = encode(entry.text)
         for start in range(0, len(tokens) - _SHORT_PROMPT_TOKENS, 2 * _SHORT_PROMPT_TOKENS):
             prompt = tuple(tokens[start : start + _SHORT_PROMPT_TOKENS])
             yield Recording(kind=f"greedy {entry.domain}", prompt=prompt, output=())
 
 
-def _spread(recordings: Sequence[Recording], most: int) -> Sequence[Recording]:
-    """So many of them at equal distances."""
-    return recordings[:: max(1, len(recordings) // most)][:most]
+def _spread(recordings: Sequence[Recording], part: HeldoutPart) -> Sequence[Recording]:
+    """Some of a kind at equal distances; to profile, of those that are left."""
+    chosen = recordings[:: max(1, len(recordings) // _TEXTS_OF_A_KIND)][:_TEXTS_OF_A_KIND]
+    if part == "evaluation":
+        return chosen
+    is_own = recordings[0].kind in _KINDS_IN_PARTS
+    left = recordings if is_own else [one for one in recordings if one not in chosen]
+    return left[:: max(1, len(left) // (2 * _TEXTS_OF_A_KIND))][: 2 * _TEXTS_OF_A_KIND]
 
 
 def _written(recording: Recording, engine: Engine) -> Recording:
@@ -140,12 +150,14 @@ def natural_texts(
     return [*code, *mathematics, *_windows("Shakespeare", play, prompt_tokens, output_tokens)]
 
 
-def phased_texts(encode: Encode, num_texts: int = 24, phase_tokens: int = _PHASE_TOKENS) -> list[Recording]:
+def phased_texts(
+    encode: Encode, num_texts: int = 24, phase_tokens: int = _PHASE_TOKENS, part: HeldoutPart = "evaluation"
+) -> list[Recording]:
     """Outputs of three kinds in turn: the prompt word for word, a program, a play."""
-    drawn = random.Random(0)
+    drawn = random.Random(0 if part == "evaluation" else 1)
     play = encode((DATA / "tinyshakespeare_head.txt").read_text(encoding="utf-8"))
     programs = [encode(prompt + solution) for prompt, solution in humaneval()]
-    prose = [encode(entry.text) for entry in heldout_texts("evaluation")]
+    prose = [encode(entry.text) for entry in heldout_texts(part)]
     found = []
     for _ in range(num_texts):
         start = drawn.randrange(len(play) - 2 * phase_tokens)
@@ -164,13 +176,16 @@ def phased_texts(encode: Encode, num_texts: int = 24, phase_tokens: int = _PHASE
     return found
 
 
-def edited_texts(encode: Encode, num_characters: int = _EDIT_CHARACTERS) -> list[Recording]:
+def edited_texts(
+    encode: Encode, num_characters: int = _EDIT_CHARACTERS, part: HeldoutPart = "evaluation", num_windows: int = 1
+) -> list[Recording]:
     """A program in the prompt, and in the output the same with a name changed throughout and a few lines taken out."""
-    programs = [entry.text for entry in heldout_texts("evaluation") if entry.domain == "code"]
+    programs = [entry.text for entry in heldout_texts(part) if entry.domain == "code"]
     return [
         Recording(kind="editing", prompt=tuple(encode(before)), output=tuple(encode(after)))
         for program in programs
-        for before in [program[:num_characters]]
+        for start in range(0, min(len(program), num_windows * num_characters), num_characters)
+        for before in [program[start : start + num_characters]]
         for after in [edited(before)]
     ]
 
@@ -178,7 +193,7 @@ def edited_texts(encode: Encode, num_characters: int = _EDIT_CHARACTERS) -> list
 def edited(program: str) -> str:
     """The program with its commonest name renamed, and every ninth line left out."""
     names = re.findall(r"\b[a-z_]{4,}\b", program)
-    commonest = max(sorted(set(names)), key=names.count)
+    commonest = max(sorted(set(names)), key=names.count, default="self")
     renamed = re.sub(rf"\b{commonest}\b", f"new_{commonest}", program)
     return "".join(line for index, line in enumerate(renamed.splitlines(keepends=True)) if index % 9 != 8)
 

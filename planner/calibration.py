@@ -33,7 +33,13 @@ def calibration(recordings: Sequence[AcceptanceRecording]) -> ProbabilityCurve |
     mean_U = np.bincount(bin_C, probs_C, _NUM_BINS)[is_used_B] / num_U
     share_U = (np.bincount(bin_C, is_taken_C, _NUM_BINS)[is_used_B] + mean_U) / (num_U + 1)
     risen = risen_shares(share_U.tolist(), (num_U + 1).tolist())
-    return ProbabilityCurve(draft_probs=tuple(mean_U.tolist()), accepted_shares=risen)
+    ranks_T = np.concatenate([np.array(entry.ranks, dtype=np.int64) for entry in recordings if entry.top_probs])
+    right_J = np.bincount(ranks_T[ranks_T < NUM_TOP_PROBS], minlength=NUM_TOP_PROBS)
+    return ProbabilityCurve(
+        draft_probs=tuple(mean_U.tolist()),
+        accepted_shares=risen,
+        by_rank_frac=tuple((right_J / len(ranks_T)).tolist()),
+    )
 
 
 def risen_shares(shares: Sequence[float], weights: Sequence[float]) -> tuple[float, ...]:

@@ -148,10 +148,15 @@ class RoundCosts(Contract):
 
 
 class ProbabilityCurve(Contract):
-    """How often the target takes a token, by the probability that the draft gives it; rising, linear in between."""
+    """How often the target takes a token, by the probability that the draft gives it; rising, linear in between.
+
+    `by_rank_frac` is how often it takes the draft's first choice, its second and so on, on average over a text; empty where
+    that is not known.
+    """
 
     draft_probs: tuple[float, ...] = Field(min_length=2)
     accepted_shares: tuple[float, ...] = Field(min_length=2)
+    by_rank_frac: tuple[float, ...] = ()
 
 
 class DiskLink(Contract):

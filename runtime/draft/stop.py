@@ -10,8 +10,8 @@ from runtime.proposal import ROOT, Proposal, Verdict
 
 _PROBE_ROUNDS = 32  # drafting that did not pay is tried again so often
 _MEAN_ROWS = 256
-# What a row is expected to hold before any was seen, and the rows that this counts for: without it the first row alone
-# would decide. Chosen on half of the recordings of bench.replay.
+# What a row is expected to hold where a plan does not say, and the rows that either counts for: without it the first
+# row alone would decide. Chosen on half of the recordings of bench.replay.
 _PRIOR_ROW = (0.55, 0.12, 0.06, 0.035, 0.025, 0.02, 0.015, 0.01)
 _PRIOR_ROWS = 16
 _FORESIGHT_DECAY = 0.98  # of a round's share in the correction, from one round to the next
@@ -66,11 +66,13 @@ class StopRule:
     Everything that it knows, it knows before the tokens are drawn that it decides about.
     """
 
-    def __init__(self, costs: Costs, num_top: int) -> None:
+    def __init__(self, costs: Costs, num_top: int, start_row: Sequence[float] = ()) -> None:
+        """`start_row` is what a row is expected to hold before any was seen, as far as that is known."""
         self._costs = costs
         self._rate = Rate(costs)
+        start_row = start_row or _PRIOR_ROW
         self._mean_row_K = np.zeros(num_top)  # of the rows so far, an exponential mean
-        self._mean_row_K[: len(_PRIOR_ROW)] = _PRIOR_ROW[:num_top]
+        self._mean_row_K[: len(start_row)] = start_row[:num_top]
         self._num_rows = _PRIOR_ROWS
         self._num_idle_rounds = 0  # in a row, in which the draft made no pass
         self._draft_s = 0.0  # of the round under way, by the table

@@ -70,7 +70,8 @@ class TreeDrafter:
         self._calibration = calibration
         self._ngram = ngram
         self._num_top = min(max(num_nodes, _TOP_TOKENS.start), _TOP_TOKENS.stop - 1, self._following.vocab_size)
-        self._stop = None if costs is None else StopRule(costs, self._num_top)
+        start_row = () if calibration is None else calibration.by_rank_frac
+        self._stop = None if costs is None else StopRule(costs, self._num_top, start_row)
         self._foresight = Foresight()
         self._rows: list[Tensor] = []  # (V) of every row of this tree, when sampling
 

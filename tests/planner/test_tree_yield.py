@@ -53,6 +53,13 @@ def test_a_calibration_finds_how_often_tokens_are_taken() -> None:
     assert all(0 < share < 1 for share in curve.accepted_shares)
 
 
+def test_a_calibration_says_how_often_each_choice_is_taken_on_average() -> None:
+    # 1,001 positions, the first of which the recording adds: 701 first choices, 200 second ones, 100 beyond the eighth
+    curve = calibration([recording([SPLIT] * 1000, ([0] * 7 + [1] * 2 + [9]) * 100)])
+    assert curve is not None
+    assert curve.by_rank_frac == pytest.approx((701 / 1001, 200 / 1001, *[0.0] * 6))
+
+
 def test_too_few_candidates_calibrate_nothing() -> None:
     assert calibration([recording([SPLIT] * 20, [0] * 20)]) is None
     assert calibration([AcceptanceRecording(domain="code", prompt_tokens=1, fingerprint="d", ranks=(0,) * 500)]) is None

@@ -1,10 +1,12 @@
-"""How right a draft's probabilities are in this run: what is counted, how it fades, and what it scales."""
+"""How right a draft's probabilities are in this run, and whether its first pass pays by what is expected of it."""
 
 import numpy as np
 import pytest
 
-from runtime.draft.growth import Node
-from runtime.draft.stop import Foresight
+from planner.contracts.plan import RoundCosts
+from runtime.draft.costs import Costs
+from runtime.draft.growth import Node, TreeGrowth
+from runtime.draft.stop import Foresight, StopRule
 from runtime.proposal import ROOT, Proposal, Verdict
 
 
@@ -66,3 +68,26 @@ def test_no_row_holds_more_than_everything() -> None:
     rows = foresight.corrected(np.array([[0.4, 0.3], [0.1, 0.05]]))
     np.testing.assert_allclose(rows.sum(axis=1), [1.0, 0.15 * foresight.factor])
     assert rows[0, 0] / rows[0, 1] == pytest.approx(4 / 3)
+
+
+# --- whether a pass pays ---
+
+
+def first_pass_pays(start_row: tuple[float, ...]) -> bool:
+    """Of a round that takes 1 s, .1 s more for each token verified and .02 s for a pass of the draft."""
+    table = RoundCosts(
+        num_verified=(1, 65),
+        round_s=(1.0, 7.4),
+        hidden_s=(0.0, 0.0),
+        pass_nodes=(1, 64),
+        draft_pass_s=(0.02, 0.02),
+    )
+    growth = TreeGrowth(64, 8, is_sampled=False)
+    return StopRule(Costs(table), 8, start_row).pays(growth, [growth.root])
+
+
+def test_what_a_plan_expects_of_a_row_decides_the_first_pass() -> None:
+    # a row of .13 brings .13 - .1 of verification = .03 tokens for .02 s, in which one token a second brings .02
+    assert first_pass_pays((0.13, 0.05))
+    assert not first_pass_pays((0.11, 0.05))  # .01 for .02
+    assert first_pass_pays(())  # half of the first choices are right where nothing is known
