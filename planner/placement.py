@@ -150,9 +150,7 @@ def choose_sources(
     chosen |= {
         ("embedding", unit.index) for unit in wanted if unit.kind == "embedding" and unit.dense_bytes <= host_bytes
     }
-    placed = [
-        unit.model_copy(update={"source": "ram"}) if (unit.kind, unit.index) in chosen else unit for unit in units
-    ]
+    placed = [_in_host_memory(unit) if (unit.kind, unit.index) in chosen else unit for unit in units]
     return placed, staging
 
 
@@ -319,6 +317,11 @@ def _decoder_unit(kind: DecoderKind, index: int, is_resident: bool, wire_bytes: 
         wire_bytes=wire_bytes,
         dense_bytes=dense_bytes,
     )
+
+
+@lru_cache(maxsize=4096)
+def _in_host_memory(unit: Unit) -> Unit:
+    return unit.model_copy(update={"source": "ram"})
 
 
 def _chunk_rows(target: ModelShape, dtype: Dtype, slot_bytes: int) -> int:

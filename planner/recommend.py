@@ -1,12 +1,13 @@
 """What to run here, why, why not the runner-up, and what would change the answer."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
+from planner.changes import link_bytes_per_s, with_faster_link
 from planner.contracts.model_shape import ModelShape
-from planner.contracts.plan import EmulatedLink, LinkChoice, Plan
-from planner.contracts.profile import LinkMeasurement, LinkName, Profile, Spread
+from planner.contracts.plan import Plan
+from planner.contracts.profile import Profile
 from planner.contracts.quantities import format_bytes, format_s, format_tokens_per_s
 from planner.contracts.recommendation import (
     Answer,
@@ -19,17 +20,16 @@ from planner.contracts.recommendation import (
     Refusal,
     Rival,
 )
-from planner.drafting import DRAFT_KINDS, NO_DRAFTING, DraftKind, drafting_of
+from planner.drafting import NO_DRAFTING, DraftKind, drafting_of
 from planner.placement import Placement
 from planner.rivals import rivals
 from planner.scoring import Candidate, Score
 from planner.search import Ranking, Request, plan_of, rank, scorer_for
-from planner.timing import link_name
+from planner.timing import staging_link
 
 _ONE_GIB = 2**30
 _ONE_GBYTE_PER_S = 1e9
 _ONE_POINT = 0.01
-_DISKS: tuple[LinkName, ...] = ("disk:cached", "disk:direct")
 
 
 def recommend(profile: Profile, request: Request) -> Recommendation:
@@ -53,13 +53,13 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
         baseline=_choice(baseline, profile.target),
         runner_up=None if runner_up is None else _choice(runner_up, profile.target),
         runner_up_lost=None if runner_up is None else _why_lost(best, runner_up),
-        kinds=tuple(_choice(score, profile.target) for score in _best_of_kinds(ranking)),
+        kinds=tuple(_choice(score, profile.target) for score in ranking.best_of_kinds()),
         crossovers=tuple(
-            _crossover(ranking, draft, baseline)
+            crossover(ranking, draft)
             for draft in profile.drafts
             if ranking.best_of(draft.fingerprint, "chain") is not None
         ),
-        prices=tuple(_prices(profile, request, best)),
+        prices=tuple(prices(profile, request, best)),
         rivals=priced,
         refused=tuple(Refusal(draft=name, why=why) for name, why in ranking.refused),
         num_scored=len(ranking.scores),
@@ -187,14 +187,6 @@ def _runner_up(ranking: Ranking) -> Score | None:
     )
 
 
-def _best_of_kinds(ranking: Ranking) -> list[Score]:
-    """The best plan with each kind of draft that has any, the simplest kind first."""
-    found: dict[DraftKind, Score] = {}
-    for score in ranking.scores:
-        found.setdefault(score.candidate.drafting.kind, score)
-    return [found[kind] for kind in DRAFT_KINDS if kind in found]
-
-
 def _why_lost(best: Score, other: Score) -> str:
     """What the runner-up does worse, in the terms of the rate: fewer tokens per round, or longer rounds."""
     share = best.tokens_per_s / other.tokens_per_s
@@ -208,25 +200,17 @@ def _why_lost(best: Score, other: Score) -> str:
     return f"{share:.2f} times slower: {tokens:.2f} times the tokens per round, in rounds {rounds:.2f} times as long"
 
 
-def _crossover(ranking: Ranking, draft: ModelShape, baseline: Score) -> Crossover:
+def crossover(ranking: Ranking, draft: ModelShape) -> Crossover:
     """At each length the best plan with a chain of the draft, and where it starts and stops paying."""
-    by_length: dict[int, Score] = {}
-    for score in ranking.scores:
-        candidate = score.candidate
-        is_chain = candidate.drafting.kind == "chain" and not candidate.drafting.tiers
-        if is_chain and candidate.draft is not None and candidate.draft.fingerprint == draft.fingerprint:
-            kept = by_length.get(candidate.drafting.num_nodes)
-            if kept is None or score.tokens_per_s > kept.tokens_per_s:
-                by_length[candidate.drafting.num_nodes] = score
     points = [
         LengthPoint(
-            draft_len=length,
+            draft_len=score.candidate.drafting.num_nodes,
             tokens_per_s=score.tokens_per_s,
             tokens_per_round=score.terms.tokens_per_round,
             round_s=score.round_s,
-            speedup_frac=score.tokens_per_s / baseline.tokens_per_s,
+            speedup_frac=score.tokens_per_s / ranking.baseline.tokens_per_s,
         )
-        for length, score in sorted(by_length.items())
+        for score in ranking.fastest_chains(draft.fingerprint)
     ]
     paying = [point.draft_len for point in points if point.speedup_frac > 1]
     return Crossover(
@@ -237,7 +221,7 @@ def _crossover(ranking: Ranking, draft: ModelShape, baseline: Score) -> Crossove
     )
 
 
-def _prices(profile: Profile, request: Request, best: Score) -> list[Price]:
+def prices(profile: Profile, request: Request, best: Score) -> list[Price]:
     """What one more GiB, GB/s or point of acceptance would give, each with the best plan made anew."""
     budget, around = request.budget, _around(request, best)
     larger = replace(
@@ -246,19 +230,23 @@ def _prices(profile: Profile, request: Request, best: Score) -> list[Price]:
         target_bytes=None if budget.target_bytes is None else budget.target_bytes + _ONE_GIB,
     )
     near = profile.model_copy(update={"drafts": () if best.candidate.draft is None else (best.candidate.draft,)})
-    prices = [("1 GiB more device memory", near, replace(around, budget=larger))]
+    wanted: list[tuple[str, Profile, Request]] = [("1 GiB more device memory", near, replace(around, budget=larger))]
     if best.candidate.placement.num_slots:
-        faster, link = _with_faster_link(near, request.wishes.link)
-        prices.append(("1 GB/s more on the link", faster, replace(around, wishes=replace(around.wishes, link=link))))
+        rate = link_bytes_per_s(near, request.wishes.link)
+        faster, link = with_faster_link(near, request.wishes.link, (rate + _ONE_GBYTE_PER_S) / rate)
+        wanted.append(("1 GB/s more on the link", faster, replace(around, wishes=replace(around.wishes, link=link))))
     if best.terms.read_s_U.any():
         roomier = replace(budget, host_bytes=budget.host_bytes + _ONE_GIB)
-        prices.append(("1 GiB more host memory", near, replace(around, budget=roomier)))
-        prices.append(("1 GB/s more from the disk", _faster_links(near, _DISKS), around))
+        wanted.append(("1 GiB more host memory", near, replace(around, budget=roomier)))
+        disk = staging_link(near)
+        rate = link_bytes_per_s(near, disk)
+        faster, _ = with_faster_link(near, disk, (rate + _ONE_GBYTE_PER_S) / rate)
+        wanted.append(("1 GB/s more from the disk", faster, around))
     if best.candidate.drafting != NO_DRAFTING:
-        prices.append(("1 point more of acceptance", near, replace(around, hazard_gain=_ONE_POINT)))
+        wanted.append(("1 point more of acceptance", near, replace(around, hazard_gain=_ONE_POINT)))
     return [
         Price(what=what, gain_tokens_per_s=max(0.0, _fastest(rank(asked, changed)) - best.tokens_per_s))
-        for what, asked, changed in prices
+        for what, asked, changed in wanted
     ]
 
 
@@ -284,30 +272,6 @@ def _around(request: Request, best: Score) -> Request:
         grains=(candidate.placement.granularity,),
         never_speculate=candidate.drafting == NO_DRAFTING,
     )
-
-
-def _with_faster_link(profile: Profile, link: LinkChoice) -> tuple[Profile, LinkChoice]:
-    """The same, with 1 GB/s more on the link: stated anew, or each measured copy shortened."""
-    if isinstance(link, EmulatedLink):
-        return profile, link.model_copy(update={"bytes_per_s": link.bytes_per_s + _ONE_GBYTE_PER_S})
-    return _faster_links(profile, (link_name(link),)), link
-
-
-def _faster_links(profile: Profile, names: Collection[LinkName]) -> Profile:
-    links = tuple(_faster(entry) if entry.link in names else entry for entry in profile.links)
-    return profile.model_copy(update={"links": links})
-
-
-def _faster(entry: LinkMeasurement) -> LinkMeasurement:
-    duration_s = entry.duration_s.median
-    share = entry.num_bytes / (entry.num_bytes / duration_s + _ONE_GBYTE_PER_S) / duration_s
-    spread = Spread(
-        p25=entry.duration_s.p25 * share,
-        median=duration_s * share,
-        p75=entry.duration_s.p75 * share,
-        num_samples=entry.duration_s.num_samples,
-    )
-    return entry.model_copy(update={"duration_s": spread})
 
 
 def _basis(profile: Profile) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from planner.schedule import SAME_STEP_FRAC
 FloatArray = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
+_Value = TypeVar("_Value", np.float64, np.bool_)
 _CHUNK = 2048  # schedules whose arrays share the cache
 
 
@@ -87,10 +89,10 @@ class _Lanes:
         self._num_with_m = [int(np.count_nonzero(self._num_streamed_b > unit)) for unit in range(most)]
         places_bm = np.argsort(~streamed_bU, axis=1, kind="stable")[:, :most]  # of the streamed units, in pass order
         resident_s_bU = np.cumsum(np.where(streamed_bU, 0.0, compute_s_bU), axis=1)
-        self._before_s_mb = np.diff(np.take_along_axis(resident_s_bU, places_bm, axis=1), axis=1, prepend=0.0).T
+        self._before_s_mb = np.diff(_unit_first(resident_s_bU, places_bm), axis=0, prepend=0.0)
         self._after_s_b = resident_s_bU[:, -1] - self._last(resident_s_bU, places_bm)
-        self._compute_s_mb = np.take_along_axis(compute_s_bU, places_bm, axis=1).T
-        self._copy_s_mb = np.take_along_axis(batch.copy_s_BU[rows], places_bm, axis=1).T
+        self._compute_s_mb = _unit_first(compute_s_bU, places_bm)
+        self._copy_s_mb = _unit_first(batch.copy_s_BU[rows], places_bm)
         self._boundary_s_b = batch.boundary_s_B[rows]
         num_rows = len(rows)
         self._computed_s_b, self._copied_s_b, self._read_s_b = np.zeros((3, num_rows))
@@ -99,8 +101,8 @@ class _Lanes:
         self._num_slots = num_slots
         if num_buffers:
             assert batch.read_s_BU is not None
-            self._staged_mb = np.take_along_axis(staged_BU[rows], places_bm, axis=1).T
-            read_s_mb = np.take_along_axis(batch.read_s_BU[rows], places_bm, axis=1).T
+            self._staged_mb = _unit_first(staged_BU[rows], places_bm)
+            read_s_mb = _unit_first(batch.read_s_BU[rows], places_bm)
             self._read_s_mb = np.where(self._staged_mb, read_s_mb, -np.inf)  # which no maximum notices
 
     def _last(self, resident_s_bU: FloatArray, places_bm: NDArray[np.int64]) -> FloatArray:
@@ -179,6 +181,11 @@ class _Lanes:
         read_s_b: FloatArray = free_s_b + self._read_s_mb[unit, :num]
         np.maximum(self._read_s_b[:num], read_s_b, out=self._read_s_b[:num])
         return read_s_b
+
+
+def _unit_first(values_bU: NDArray[_Value], places_bm: NDArray[np.int64]) -> NDArray[_Value]:
+    """The values at these places, the unit first, so that the schedules of one unit lie side by side."""
+    return np.ascontiguousarray(np.take_along_axis(values_bU, places_bm, axis=1).T)
 
 
 def _shift(ring: Sequence[FloatArray], newest_b: FloatArray, moves_b: BoolArray) -> None:

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,6 +24,9 @@ from planner.schedule_batch import FloatArray
 from planner.terms import PassTerms, RoundTerms, prefills_of, rounds_of
 from planner.timing import Timing
 from planner.yields import Yields
+
+_Floats = TypeVar("_Floats", float, FloatArray)
+_RoundKey = tuple[Placement, int, str | None, Drafting]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +67,13 @@ class Scorer:
         is_sampled: bool = False,
         draft_on_host: bool = False,
         hazard_gain: float = 0.0,
+        yields: Yields | None = None,
         factors: Mapping[str, float] | None = None,
     ) -> None:
         self.profile = profile
         self.timing = Timing(profile, link)
         self.workload = workload
-        self._yields = Yields(profile, workload.domain, is_sampled=is_sampled)
+        self._yields = yields or Yields(profile, workload.domain, is_sampled=is_sampled)
         self._draft_processor: Processor = "host" if draft_on_host else "device"
         self._hazard_gain = hazard_gain
         self._factors = defaultdict(lambda: 1.0, factors or {})
@@ -76,9 +81,14 @@ class Scorer:
         self._placed = lru_cache(maxsize=None)(partial(PlacedUnits.of, profile, self.timing))
         self._pass_times = lru_cache(maxsize=None)(self._pass_arrays)
         self._slope = lru_cache(maxsize=None)(UnitClass.slope)
+        self._terms: dict[_RoundKey, RoundTerms] = {}
         self._prefills_s: dict[tuple[Placement, int, int], float] = {}  # from empty slots to the first token
         self._draft_prefill = lru_cache(maxsize=None)(self._draft_prefill_s)
-        self.tokens_per_round = lru_cache(maxsize=None)(self._yield)
+        self._tokens = lru_cache(maxsize=None)(self._yield)
+
+    def tokens_of(self, candidate: Candidate) -> Yield:
+        """Tokens per round."""
+        return self._tokens(_fingerprint(candidate), candidate.drafting)
 
     def units(self, candidate: Candidate) -> tuple[tuple[Unit, ...], Staging | None]:
         """The candidate's units and staging, without times."""
@@ -87,15 +97,23 @@ class Scorer:
 
     def score(self, candidates: Sequence[Candidate]) -> list[Score]:
         """The score of each candidate, in order; those that differ in their prefill alone share their rounds."""
-        keys = [(entry.placement, entry.host_bytes, _fingerprint(entry), entry.drafting) for entry in candidates]
-        first = dict(zip(reversed(keys), reversed(candidates), strict=True))
-        terms = {key: self.terms(candidate) for key, candidate in first.items()}
-        rounds_s = dict(zip(terms, rounds_of(list(terms.values())), strict=True))
+        self.check(candidates)
+        keys = [_round_key(entry) for entry in candidates]
+        rounds = dict.fromkeys(keys)
+        rounds_s = dict(zip(rounds, rounds_of([self._terms[key] for key in rounds]), strict=True))
         self._prefill(candidates)
         return [
-            self._score(candidate, terms[key], float(rounds_s[key]))
+            self._score(candidate, self._terms[key], float(rounds_s[key]))
             for candidate, key in zip(candidates, keys, strict=True)
         ]
+
+    def check(self, candidates: Sequence[Candidate]) -> None:
+        """Look up all that scoring them needs. Raises: BadInputError, where a measurement is missing."""
+        for candidate in candidates:
+            key = _round_key(candidate)
+            if key not in self._terms:
+                self._terms[key] = self.terms(candidate)
+            self.first_draft_s(candidate)
 
     def _prefill(self, candidates: Sequence[Candidate]) -> None:
         """Time the prefills of the candidates that are not known yet."""
@@ -110,7 +128,7 @@ class Scorer:
         alone_s_U, slope_U = self._pass_times(
             candidate.placement, candidate.host_bytes, num_verified, self.decode_context_tokens
         )
-        tokens = self.tokens_per_round(_fingerprint(candidate), candidate.drafting)
+        tokens = self.tokens_of(candidate)
         host_s = self.timing.round_s(num_verified)
         draft_s = self._draft_s(candidate, tokens, 0.0)
         transfers_s = max(float(placed.copies_s[0].sum()), float(placed.reads_s[0].sum()))
@@ -169,7 +187,7 @@ class Scorer:
 
     def decode_s(self, candidate: Candidate, round_s: float) -> float:
         """Seconds of decoding the workload after its first token, in rounds of a length."""
-        tokens = self.tokens_per_round(_fingerprint(candidate), candidate.drafting)
+        tokens = self.tokens_of(candidate)
         mean = self._tokens_per_round(candidate, tokens)
         return num_rounds(self.workload, mean, tokens.round_frac) * round_s + self.first_draft_s(candidate)
 
@@ -202,7 +220,7 @@ class Scorer:
             of_units = placed.classes[of_unit]
             unit_s = of_units.seconds(self.timing, num_verified, context_tokens, processor=processor)
             compute_s += count * unit_s
-        tokens, factors = self.tokens_per_round(_fingerprint(candidate), candidate.drafting), self._factors
+        tokens, factors = self.tokens_of(candidate), self._factors
         draft_s = self._draft_s(candidate, tokens, 0.0) * factors["draft"]
         return compute_s * factors["compute"] + draft_s + self.timing.round_s(num_verified) * factors["host"]
 
@@ -261,7 +279,7 @@ class Scorer:
         return math.ceil(self.workload.prompt_tokens / chunk_tokens)
 
 
-def num_rounds(workload: Workload, tokens_per_round: float, round_frac: float) -> float:
+def num_rounds(workload: Workload, tokens_per_round: _Floats, round_frac: float) -> _Floats:
     """Rounds of a run: the last one overshoots the end by the mean residual of a renewal process."""
     overshoot = (tokens_per_round * (1 + round_frac**2) - 1) / 2
     return (max(workload.new_tokens - 1, 1) + overshoot) / tokens_per_round
@@ -269,6 +287,10 @@ def num_rounds(workload: Workload, tokens_per_round: float, round_frac: float) -
 
 def _fingerprint(candidate: Candidate) -> str | None:
     return None if candidate.draft is None else candidate.draft.fingerprint
+
+
+def _round_key(candidate: Candidate) -> _RoundKey:
+    return candidate.placement, candidate.host_bytes, _fingerprint(candidate), candidate.drafting
 
 
 def _prefill_key(candidate: Candidate) -> tuple[Placement, int, int]:

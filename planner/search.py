@@ -5,7 +5,7 @@ stream, it fits" are answers like any other. Among plans within noise of the bes
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -30,7 +30,8 @@ from planner.memory import Overheads
 from planner.placement import Placement, choose_residents
 from planner.round_costs import round_costs
 from planner.scoring import Candidate, Score, Scorer
-from planner.uncertainty import ModelError, Outlook, outlook, performances, prior
+from planner.uncertainty import Expected, ModelError, Outlook, outlook, performances, prior
+from planner.yields import Yields
 
 SLOT_COUNTS = (2, 3, 4)
 _UNBOUNDED_BYTES = 2**60
@@ -122,33 +123,83 @@ class Ranking:
             None,
         )
 
+    def best_of_kinds(self) -> list[Score]:
+        """The best score of each kind of draft that has any, the simplest kind first."""
+        found: dict[DraftKind, Score] = {}
+        for score in self.scores:
+            found.setdefault(score.candidate.drafting.kind, score)
+        return [found[kind] for kind in DRAFT_KINDS if kind in found]
 
-def rank(profile: Profile, request: Request) -> Ranking:
-    """Every candidate that fits, scored, the best first.
+    def fastest_chains(self, fingerprint: str) -> list[Score]:
+        """The fastest score of each length of a draft model's chains, the shortest first."""
+        fastest: dict[int, Score] = {}
+        for score in self.scores:
+            drafting = score.candidate.drafting
+            if drafting.kind == "chain" and not drafting.tiers and _fingerprint(score) == fingerprint:
+                kept = fastest.setdefault(drafting.num_nodes, score)
+                if score.tokens_per_s > kept.tokens_per_s:
+                    fastest[drafting.num_nodes] = score
+        return [fastest[length] for length in sorted(fastest)]
+
+
+def rank(profile: Profile, request: Request, scorer: Scorer | None = None) -> Ranking:
+    """Every candidate that fits, scored, the best first; `scorer` is one for this profile and request, if there is one.
 
     Raises: NoFeasiblePlanError, where nothing fits; BadInputError, where a measurement is missing.
     """
-    scorer = scorer_for(profile, request)
+    scorer = scorer or scorer_for(profile, request)
     ways = () if request.never_speculate else tuple(_ways(profile, request))
     request = within_tables(scorer, request)
     grains = granularities(scorer, request)
     plain = candidates_of(profile.target, None, replace(request, draftings=(NO_DRAFTING,)), grains)
     if not plain:
         raise _nothing_fits(profile.target, request, grains)
-    scores, refused = scorer.score(plain), dict[str, str]()
+    found, refused = list[_Way](), dict[str, str]()
     for draft, kind in ways:
         if draft is not None and draft.name in refused:
             continue  # a tree asks for no less than a chain
         name = "n-grams" if draft is None else draft.name + f" ({kind})" * (kind != "chain")
-        asked = _of_kind(request, kind)
+        way = _Way(draft=draft, request=_of_kind(request, kind), grains=grains)
         try:
-            found = _scored(scorer, draft, asked, grains)
-            if not found:
-                refused[name] = _why_unfit(profile.target, draft, asked, grains)
-            scores += found
+            candidates = way.first_candidates(profile.target)
+            scorer.check(candidates)
         except DraftstreamError as error:
             refused[name] = f"{error.what}: {error.why}"
-    return Ranking(scores=tuple(_ordered(scores)), refused=tuple(refused.items()))
+            continue
+        if not candidates:
+            refused[name] = _why_unfit(profile.target, draft, way.request, grains)
+        found.append(replace(way, candidates=candidates))
+    scores = scorer.score([*plain, *(candidate for way in found for candidate in way.candidates)])
+    by_candidate = {score.candidate: score for score in scores}
+    more = [candidate for way in found for candidate in way.more_candidates(profile.target, by_candidate)]
+    return Ranking(scores=tuple(_ordered(scores + scorer.score(more))), refused=tuple(refused.items()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """A draft model and a kind of draft: every size with the fewest slots, the best sizes with all and in parts."""
+
+    draft: ModelShape | None
+    request: Request
+    grains: tuple[Granularity, ...]
+    candidates: Sequence[Candidate] = ()
+
+    def first_candidates(self, target: ModelShape) -> list[Candidate]:
+        """Every size with the fewest slots; where none fits, everything else too."""
+        draft, request = self.draft, self.request
+        if draft is not None and draft.max_context_tokens < request.wishes.context_tokens:
+            return []
+        fewest = candidates_of(target, draft, replace(request, slot_counts=request.slot_counts[:1]))
+        return fewest or candidates_of(target, draft, request, self.grains)
+
+    def more_candidates(self, target: ModelShape, scores: Mapping[Candidate, Score]) -> list[Candidate]:
+        """The best sizes with every number of slots and grain that were not scored yet."""
+        if not self.candidates:
+            return []
+        ordered = sorted((scores[candidate] for candidate in self.candidates), key=lambda score: score.total_s)
+        sizes = dict.fromkeys(score.candidate.drafting for score in ordered)
+        best = replace(self.request, draftings=tuple(itertools.islice(sizes, _NUM_REFINED)))
+        return [entry for entry in candidates_of(target, self.draft, best, self.grains) if entry not in scores]
 
 
 def _ways(profile: Profile, request: Request) -> Iterator[tuple[ModelShape | None, DraftKind]]:
@@ -162,29 +213,14 @@ def _of_kind(request: Request, kind: DraftKind) -> Request:
     return replace(request, draftings=tuple(entry for entry in request.draftings if entry.kind == kind))
 
 
-def _scored(scorer: Scorer, draft: ModelShape | None, request: Request, grains: Sequence[Granularity]) -> list[Score]:
-    """Scores of one kind of draft: every size with the fewest slots, the best sizes with all of them and in parts."""
-    target = scorer.profile.target
-    if draft is not None and draft.max_context_tokens < request.wishes.context_tokens:
-        return []
-    first = replace(request, slot_counts=request.slot_counts[:1])
-    coarse = scorer.score(candidates_of(target, draft, first))
-    if not coarse:
-        return scorer.score(candidates_of(target, draft, request, grains))
-    sizes = dict.fromkeys(score.candidate.drafting for score in sorted(coarse, key=lambda score: score.total_s))
-    refined = replace(request, draftings=tuple(itertools.islice(sizes, _NUM_REFINED)))
-    known = {score.candidate for score in coarse}
-    return coarse + scorer.score([one for one in candidates_of(target, draft, refined, grains) if one not in known])
-
-
 def within_tables(scorer: Scorer, request: Request) -> Request:
     """The request with only those sizes of drafts whose verification the profile's tables reach."""
     most = scorer.timing.most_verified_tokens()
     return replace(request, draftings=tuple(entry for entry in request.draftings if entry.num_verified <= most))
 
 
-def scorer_for(profile: Profile, request: Request) -> Scorer:
-    """A scorer for what the request asks."""
+def scorer_for(profile: Profile, request: Request, yields: Yields | None = None) -> Scorer:
+    """A scorer for what the request asks, by replays that are already there, if there are any."""
     return Scorer(
         profile,
         request.wishes.link,
@@ -192,6 +228,7 @@ def scorer_for(profile: Profile, request: Request) -> Scorer:
         is_sampled=request.is_sampled,
         draft_on_host=request.wishes.draft_on_host,
         hazard_gain=request.hazard_gain,
+        yields=yields,
         factors=None if request.error is None else request.error.corrections,
     )
 
@@ -278,9 +315,9 @@ def _placement(target: ModelShape, request: Request, wishes: Wishes, room: _Room
     return None if request.resident_only and placement.num_slots else placement
 
 
-def plan_of(profile: Profile, request: Request, score: Score) -> tuple[Plan, Outlook]:
+def plan_of(profile: Profile, request: Request, score: Score, scorer: Scorer | None = None) -> tuple[Plan, Outlook]:
     """The plan that a score stands for, with times per unit and P10, P50, P90 of its performance."""
-    candidate, scorer = score.candidate, scorer_for(profile, request)
+    candidate, scorer = score.candidate, scorer or scorer_for(profile, request)
     wishes = replace(
         request.wishes,
         drafting=candidate.drafting,
@@ -289,18 +326,8 @@ def plan_of(profile: Profile, request: Request, score: Score) -> tuple[Plan, Out
         granularity=candidate.placement.granularity,
     )
     plan = plan_for_budget(profile.target, candidate.draft, request.budget, wishes)
-    fingerprint = None if candidate.draft is None else candidate.draft.fingerprint
-    tokens = scorer.tokens_per_round(fingerprint, candidate.drafting)
-    expected_rounds = request.workload.new_tokens / tokens.mean
-    drawn = outlook(
-        score.terms,
-        request.workload,
-        run_frac=tokens.run_frac(expected_rounds, request.workload.num_requests),
-        round_frac=tokens.round_frac,
-        first_draft_s=scorer.first_draft_s(candidate),
-        ttft_s=score.ttft_s,
-        error=request.error or prior(profile, request.wishes.link),
-    )
+    tokens = scorer.tokens_of(candidate)
+    drawn = outlook(expected_of(scorer, score), request.workload, error_of(profile, request))
     middle, low, high = performances(drawn, request.workload, plan.predicted, tokens.survival)
     update = {
         "units": tuple(_timed(unit, score, index) for index, unit in enumerate(plan.units)),
@@ -313,6 +340,24 @@ def plan_of(profile: Profile, request: Request, score: Score) -> tuple[Plan, Out
         "calibration": {} if request.error is None else request.error.corrections,
     }
     return plan.model_copy(update=update), drawn
+
+
+def expected_of(scorer: Scorer, score: Score) -> Expected:
+    """What a score stands for, to draw from."""
+    candidate, workload = score.candidate, scorer.workload
+    tokens = scorer.tokens_of(candidate)
+    return Expected(
+        terms=score.terms,
+        run_frac=tokens.run_frac(workload.new_tokens / tokens.mean, workload.num_requests),
+        round_frac=tokens.round_frac,
+        first_draft_s=scorer.first_draft_s(candidate),
+        ttft_s=score.ttft_s,
+    )
+
+
+def error_of(profile: Profile, request: Request) -> ModelError:
+    """How far predictions may be off: as logged runs showed, or as assumed before any."""
+    return request.error or prior(profile, request.wishes.link)
 
 
 def _timed(unit: Unit, score: Score, index: int) -> Unit:

@@ -192,9 +192,7 @@ class Timing:
 
     def read_s(self, num_bytes: int, compute_duty: float = 0.0) -> float:
         """Seconds of reading from disk into a staging buffer; what does not fit the host does not stay cached."""
-        measured = {entry.link for entry in self.profile.links}
-        name: LinkName = "disk:direct" if "disk:direct" in measured else "disk:cached"
-        return self._transfer_s(name, num_bytes, compute_duty)
+        return self._transfer_s(link_name(staging_link(self.profile)), num_bytes, compute_duty)
 
     def layer_s(
         self,
@@ -382,6 +380,12 @@ def link_name(link: LinkChoice) -> LinkName:
         case DiskLink():
             return "disk:direct"
     return link.kind
+
+
+def staging_link(profile: Profile) -> DiskLink:
+    """The link over which staging buffers are filled."""
+    is_direct = any(entry.link == "disk:direct" for entry in profile.links)
+    return DiskLink(mode="direct" if is_direct else "cached")
 
 
 def missing(what: str, group: str) -> BadInputError:

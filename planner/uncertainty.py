@@ -6,7 +6,7 @@ Components are independent and lognormal. Model errors start from stated priors;
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -18,7 +18,7 @@ from planner.contracts.plan import LinkChoice, Workload
 from planner.contracts.profile import Profile
 from planner.contracts.report import Report
 from planner.scoring import num_rounds
-from planner.terms import RoundTerms, rounds_of
+from planner.terms import RoundTerms, TermFactors, drawn_rounds_of
 from planner.timing import link_name, spread_frac
 
 FloatArray = NDArray[np.float64]
@@ -129,46 +129,60 @@ def component_of(performance: Performance, name: Component) -> float | None:
     raise AssertionError(name)
 
 
-def outlook(
-    terms: RoundTerms,
-    workload: Workload,
-    *,
-    run_frac: float,
-    round_frac: float,
-    first_draft_s: float,
-    ttft_s: float,
-    error: ModelError,
-    num_draws: int = NUM_DRAWS,
-) -> Outlook:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """A plan in the median, and what its tokens per round scatter by without any error of the model."""
+
+    terms: RoundTerms
+    run_frac: float  # of the mean over the run
+    round_frac: float  # of single rounds
+    first_draft_s: float
+    ttft_s: float
+
+
+def outlook(expected: Expected, workload: Workload, error: ModelError, num_draws: int = NUM_DRAWS) -> Outlook:
     """Draws of a plan's performance; draw 0 has every component at its median. The same seed for every plan."""
+    (drawn,) = outlooks([expected], workload, error, num_draws)
+    return drawn
+
+
+def outlooks(
+    plans: Sequence[Expected], workload: Workload, error: ModelError, num_draws: int = NUM_DRAWS
+) -> list[Outlook]:
+    """Draws of each plan's performance, their rounds through the recurrence together."""
     normal = np.random.default_rng(_SEED).standard_normal((len(COMPONENTS), num_draws))
     normal[:, 0] = 0.0
-    frac = {**error.frac, "tokens": math.hypot(error.frac["tokens"], run_frac)}
-    scale = {name: np.exp(frac[name] * row) for name, row in zip(COMPONENTS, normal, strict=True)}
-    drawn = [
-        replace(
-            terms,
-            compute_s_U=terms.compute_s_U * scale["compute"][draw],
-            copy_s_U=terms.copy_s_U * scale["link"][draw],
-            read_s_U=terms.read_s_U * scale["link"][draw],
-            draft_s=terms.draft_s * scale["draft"][draw],
-            host_s=terms.host_s * scale["host"][draw],
+    rows = dict(zip(COMPONENTS, normal, strict=True))
+    scale = {name: np.exp(error.frac[name] * row) for name, row in rows.items()}
+    factors = TermFactors(
+        compute_D=scale["compute"], link_D=scale["link"], draft_D=scale["draft"], host_D=scale["host"]
+    )
+    rounds_s = drawn_rounds_of([plan.terms for plan in plans], factors)
+    return [
+        _outlook(
+            plan,
+            workload,
+            {**scale, "tokens": np.exp(math.hypot(error.frac["tokens"], plan.run_frac) * rows["tokens"])},
+            round_s,
         )
-        for draw in range(num_draws)
+        for plan, round_s in zip(plans, rounds_s, strict=True)
     ]
-    round_s = rounds_of(drawn)
+
+
+def _outlook(plan: Expected, workload: Workload, scale: dict[Component, FloatArray], round_s: FloatArray) -> Outlook:
+    terms, num_decoded = plan.terms, max(workload.new_tokens - 1, 1)
     tokens_per_round = np.clip(terms.tokens_per_round * scale["tokens"], 1.0, terms.max_depth + 1)
-    rounds = np.array([num_rounds(workload, float(tokens), round_frac) for tokens in tokens_per_round])
-    first_s = first_draft_s * scale["draft"]
+    rounds = num_rounds(workload, tokens_per_round, plan.round_frac)
+    first_s = plan.first_draft_s * scale["draft"]
     return Outlook(
         round_s=round_s + first_s / rounds,
         link_s=float(terms.copy_s_U.sum()) * scale["link"],
         compute_s=float(terms.compute_s_U.sum()) * scale["compute"],
         draft_s=terms.draft_s * scale["draft"] + first_s / rounds,
         host_s=terms.host_s * scale["host"],
-        tokens_per_round=max(workload.new_tokens - 1, 1) / rounds,
-        tokens_per_s=max(workload.new_tokens - 1, 1) / (rounds * round_s + first_s),
-        ttft_s=ttft_s * scale["ttft"],
+        tokens_per_round=num_decoded / rounds,
+        tokens_per_s=num_decoded / (rounds * round_s + first_s),
+        ttft_s=plan.ttft_s * scale["ttft"],
     )
 
 

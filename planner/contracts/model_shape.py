@@ -95,6 +95,10 @@ class ModelShape(ContractFile):
     head_params: int = Field(gt=0)
     rest: tuple[TensorGroup, ...]  # outside layers, embedding and head: final norm, learned positions
 
+    def __hash__(self) -> int:
+        """By what tells models apart; hashing every layer would take longer than planning with it."""
+        return hash((self.name, self.fingerprint))
+
     @classmethod
     def from_config(cls, folder: Path) -> Self:
         """The shape of the checkpoint in a folder.
@@ -212,9 +216,17 @@ class ModelShape(ContractFile):
         tables = self.embedding_params + (0 if self.is_tied else self.head_params)
         return sum(self.layer_bytes(dtype)) + tables * DTYPE_BYTES[dtype] + self.rest_bytes(dtype)
 
+    @cached_property
+    def _windows(self) -> Counter[int | None]:
+        """How many layers see so many tokens, or all."""
+        return Counter(layer.window_tokens for layer in self.layers)
+
     def kv_bytes(self, context_tokens: int, dtype: Dtype, num_nodes: int = 0) -> int:
         """Bytes of the preallocated keys and values at a context, sliding layers with their slack, and of a tree's."""
-        num_tokens = sum(kv_capacity_tokens(context_tokens, layer.window_tokens, num_nodes) for layer in self.layers)
+        num_tokens = sum(
+            count * kv_capacity_tokens(context_tokens, window_tokens, num_nodes)
+            for window_tokens, count in self._windows.items()
+        )
         return num_tokens * self.key_values_per_token * DTYPE_BYTES[dtype]
 
 

@@ -12,7 +12,17 @@ from planner.contracts.plan import Workload
 from planner.contracts.report import Report
 from planner.scoring import num_rounds
 from planner.terms import RoundTerms, rounds_of
-from planner.uncertainty import COMPONENTS, ModelError, Outlook, calibrated, component_of, outlook, performances
+from planner.uncertainty import (
+    COMPONENTS,
+    Expected,
+    ModelError,
+    Outlook,
+    calibrated,
+    component_of,
+    outlook,
+    outlooks,
+    performances,
+)
 
 START = ModelError(frac={"link": 0.1, "compute": 0.1, "draft": 0.1, "host": 0.1, "tokens": 0.1, "ttft": 0.1})
 CERTAIN = ModelError(frac=dict.fromkeys(COMPONENTS, 0.0))
@@ -33,11 +43,15 @@ TERMS = RoundTerms(
 
 
 def drawn(
-    terms: RoundTerms = TERMS, error: ModelError = START, *, run_frac: float = 0.0, first_draft_s: float = 0.0
+    terms: RoundTerms = TERMS,
+    error: ModelError = START,
+    *,
+    run_frac: float = 0.0,
+    round_frac: float = 0.5,
+    first_draft_s: float = 0.0,
 ) -> Outlook:
-    return outlook(
-        terms, WORKLOAD, run_frac=run_frac, round_frac=0.5, first_draft_s=first_draft_s, ttft_s=0.5, error=error
-    )
+    plan = Expected(terms=terms, run_frac=run_frac, round_frac=round_frac, first_draft_s=first_draft_s, ttft_s=0.5)
+    return outlook(plan, WORKLOAD, error)
 
 
 def slower_link(ratio: float) -> Report:
@@ -176,17 +190,25 @@ def test_compute_that_hides_under_the_link_moves_nothing() -> None:
 
 def test_plan_without_a_draft_emits_exactly_one_token_per_round() -> None:
     terms = replace(TERMS, tokens_per_round=1.0, draft_s=0.0, max_depth=0)
-    found = outlook(
-        terms, WORKLOAD, run_frac=0.3, round_frac=0.0, first_draft_s=0.0, ttft_s=0.5, error=START, num_draws=64
-    )
+    found = drawn(terms, run_frac=0.3, round_frac=0.0)
     assert set(found.tokens_per_round) == {1.0}
 
 
 def test_round_never_emits_less_than_a_token() -> None:
     error = ModelError(frac=dict.fromkeys(COMPONENTS, 1.0))
     terms = replace(TERMS, tokens_per_round=1.1)
-    found = outlook(terms, WORKLOAD, run_frac=0.0, round_frac=0.0, first_draft_s=0.0, ttft_s=0.5, error=error)
+    found = drawn(terms, error, round_frac=0.0)
     assert found.tokens_per_round.min() == 1.0
+
+
+def test_plans_drawn_together_are_drawn_as_alone() -> None:
+    several = [
+        Expected(terms=terms, run_frac=0.1, round_frac=0.5, first_draft_s=0.1, ttft_s=0.5)
+        for terms in (TERMS, replace(TERMS, draft_s=0.09, tokens_per_round=3.0), replace(TERMS, num_slots=1))
+    ]
+    for together, expected in zip(outlooks(several, WORKLOAD, START), several, strict=True):
+        alone = outlook(expected, WORKLOAD, START)
+        np.testing.assert_allclose(together.tokens_per_s, alone.tokens_per_s, rtol=1e-12)
 
 
 def test_same_draws_again() -> None:

@@ -1,0 +1,63 @@
+"""Situations for notebooks and scripts: a machine of the catalogue, or a profile that was measured here."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from planner.changes import Situation
+from planner.contracts.plan import Workload
+
+if TYPE_CHECKING:
+    from planner.cli.sources import Asked
+
+
+def from_catalogue(
+    machine: str,
+    target: str,
+    drafts: Sequence[str] = (),
+    *,
+    text: str | None = None,
+    prompt_tokens: int = 512,
+    new_tokens: int = 256,
+) -> Situation:
+    """A machine of the catalogue with all its memory but a gibibyte, a target and drafts by name or folder.
+
+    Raises: BadInputError, offering the nearest names.
+    """
+    from planner.cli.sources import Asked
+
+    workload = Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens, domain=text)
+    return _situation(Asked(machines=(machine,), target=target, drafts=tuple(drafts), workload=workload))
+
+
+def from_profile(
+    path: Path | str,
+    *,
+    link: str | None = None,
+    device_memory: str | None = None,
+    text: str | None = None,
+    prompt_tokens: int = 64,
+    new_tokens: int = 128,
+) -> Situation:
+    """What `planner profile` measured, here or elsewhere; `link` and `device_memory` as on the command line.
+
+    Raises: BadInputError, where the file is none of ours or of another schema version.
+    """
+    from planner.cli.sources import Asked
+
+    return _situation(
+        Asked(
+            profile=Path(path),
+            workload=Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens, domain=text),
+            link=link,
+            memory={"device": device_memory},
+            force=True,
+        )
+    )
+
+
+def _situation(asked: "Asked") -> Situation:
+    from planner.cli.sources import situations
+
+    (found,) = situations(asked, one_per_draft=False)
+    return Situation(profile=found.profile, request=found.request)
