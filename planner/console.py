@@ -126,11 +126,11 @@ def _report(error: DraftstreamError) -> int:
         traceback.print_exception(error)
     lines = (f"error: {error.what}", f"  why: {error.why}", f"  try: {error.remedy}")
     with contextlib.suppress(OSError, AttributeError):  # stderr is full, or closed: the exit code has to say it
-        sys.stderr.write("".join(f"{_printable(line)}\n" for line in lines))
+        sys.stderr.write("".join(f"{printable(line)}\n" for line in lines))
     return error.exit_code
 
 
-def _printable(line: str) -> str:
+def printable(line: str) -> str:
     """The line with control characters escaped: names out of a stranger's files must not steer the terminal."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 

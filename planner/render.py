@@ -2,11 +2,13 @@
 
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from planner.contracts.performance import Performance
 from planner.contracts.plan import ChainDraft, HybridDraft, NgramDraft, Plan, TreeDraft
@@ -15,6 +17,15 @@ from planner.contracts.recommendation import Choice, Crossover, Recommendation, 
 
 _COLUMNS_IN_A_FILE = 120
 _BY_NAME = "catalogue:"  # how the fingerprints begin of models that nobody has opened
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """Lines under a title, beside which the subject may stand."""
+
+    title: str
+    subject: str = ""
+    lines: Sequence[str]
 
 
 def console_for_stdout() -> Console:
@@ -33,26 +44,13 @@ def show_recommendation(
 ) -> None:
     """Print one recommendation; with `explain` every draft length, rival and refusal."""
     console = console_for_stdout()
-    plan, choice = recommendation.plan, recommendation.choice
-    console.print(f"[bold]{recommendation.answer}[/bold]: {_speed(plan)}")
+    plan = recommendation.plan
+    console.print(headline(recommendation), style="bold", markup=False)
     _list(console, _facts(recommendation))
-    console.print("\n[bold]why[/bold]")
-    _list(console, recommendation.reasons)
-    if recommendation.runner_up is not None:
-        console.print(f"\n[bold]runner-up[/bold]: {_described(recommendation.runner_up)}")
-        _list(console, [recommendation.runner_up_lost or ""])
-    if recommendation.crossovers:
-        console.print("\n[bold]where speculation pays[/bold]")
-        _list(console, [_crossed(entry) for entry in recommendation.crossovers])
-    if len(recommendation.kinds) > 2:
-        console.print("\n[bold]kinds of draft, each at its best size[/bold]")
-        _list(console, [_kind(entry) for entry in recommendation.kinds])
-    if recommendation.prices:
-        console.print("\n[bold]what more would give[/bold]")
-        _list(console, [f"{price.what}: {price.gain_tokens_per_s:+.2f} tok/s" for price in recommendation.prices])
-    if recommendation.rivals:
-        console.print("\n[bold]other engines, from the same numbers[/bold]")
-        _list(console, [_rival(entry, choice) for entry in _shown(recommendation.rivals, explain=explain)])
+    for section in sections(recommendation, explain=explain):
+        beside = f": {section.subject}" if section.subject else ""
+        console.print(Text.assemble("\n", (section.title, "bold"), beside))
+        _list(console, section.lines)
     if explain:
         _explain(console, recommendation)
     elif recommendation.refused:
@@ -68,6 +66,31 @@ def show_recommendation(
         console.print(f"the plan for that machine: {plan_path}; there, with the models' folders:", markup=False)
     line = command_line(plan, plan_path, is_sampled=is_sampled, num_threads=num_threads)
     console.print(line, style="bold", markup=False)
+
+
+def headline(recommendation: Recommendation) -> str:
+    """The answer and the speed."""
+    return f"{recommendation.answer}: {_speed(recommendation.plan)}"
+
+
+def sections(recommendation: Recommendation, *, explain: bool) -> Iterator[Section]:
+    """Why, and what else was considered; with `explain` every rival of a kind."""
+    yield Section(title="why", lines=recommendation.reasons)
+    if recommendation.runner_up is not None:
+        lost = recommendation.runner_up_lost or ""
+        yield Section(title="runner-up", subject=_described(recommendation.runner_up), lines=(lost,))
+    if recommendation.crossovers:
+        yield Section(title="where speculation pays", lines=[_crossed(entry) for entry in recommendation.crossovers])
+    if len(recommendation.kinds) > 2:
+        lines = [_kind(entry) for entry in recommendation.kinds]
+        yield Section(title="kinds of draft, each at its best size", lines=lines)
+    if recommendation.prices:
+        lines = [f"{price.what}: {price.gain_tokens_per_s:+.2f} tok/s" for price in recommendation.prices]
+        yield Section(title="what more would give", lines=lines)
+    if recommendation.rivals:
+        rivals = _shown(recommendation.rivals, explain=explain)
+        lines = [_rival(entry, recommendation.choice) for entry in rivals]
+        yield Section(title="other engines, from the same numbers", lines=lines)
 
 
 def show_comparison(rows: Sequence[tuple[str, Recommendation]], failures: Sequence[tuple[str, str]]) -> None:
@@ -129,7 +152,7 @@ def _draft_flags(plan: Plan) -> list[str]:
 def _speed(plan: Plan) -> str:
     predicted = plan.predicted
     speed = format_tokens_per_s(predicted.generated_tokens_per_s or 0.0)
-    return f"[bold]{speed}[/bold] (P10-P90 {_low_high(plan)})"
+    return f"{speed} (P10-P90 {_low_high(plan)})"
 
 
 def _low_high(plan: Plan) -> str:

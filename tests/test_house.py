@@ -332,6 +332,7 @@ COMMANDS = [
     ("planner", ["profile", "--help"]),
     ("planner", ["drafts", "--help"]),
     ("planner", ["compare", "--help"]),
+    ("planner", ["show", "--help"]),
     ("runtime", ["--help"]),
     ("runtime", ["generate", "--help"]),
 ]

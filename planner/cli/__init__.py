@@ -10,6 +10,7 @@ from planner.cli.drafts import drafts
 from planner.cli.plan import plan
 from planner.cli.profile import profile
 from planner.cli.recommend import recommend
+from planner.cli.show import show
 from planner.cli.simulate import simulate
 from planner.console import EXIT_CODES, run
 
@@ -21,7 +22,7 @@ app = typer.Typer(
 )
 
 
-for command in (profile, recommend, drafts, simulate, compare, plan):
+for command in (profile, recommend, drafts, simulate, compare, show, plan):
     app.command(epilog=EXIT_CODES)(command)
 
 

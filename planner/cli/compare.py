@@ -135,28 +135,21 @@ def _print(comparisons: Sequence[tuple[Path, "Comparison"]], summary: Sequence["
 def _print_rows(console: "Console", comparison: "Comparison") -> None:
     from rich.table import Table
 
-    is_wide = console.width >= _COLUMNS_WITH_ENDS
+    from planner.comparison_table import comparison_columns, comparison_rows
+
+    has_ends = console.width >= _COLUMNS_WITH_ENDS
     table = Table(box=None, padding=(0, 1), pad_edge=False)
-    table.add_column("component", no_wrap=True)
-    for name in ("P10", "P50", "P90") if is_wide else ("predicted",):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("measured", "inside", "error", "on tok/s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in comparison.rows:
-        ends = (row.p10, row.p50, row.p90) if is_wide else (row.p50,)
-        inside = {True: "yes", False: "[red]no[/red]", None: ""}[row.is_inside]
-        predicted = [row.component.shown(value) for value in ends]
-        measured = row.component.shown(row.measured)
-        table.add_row(
-            row.component.label, *predicted, measured, inside, _percent(row.error_frac), _percent(row.share_log)
-        )
-    unexplained = _percent(comparison.attribution.unexplained_log)
-    table.add_row("unexplained", *[""] * (len(table.columns) - 2), unexplained)
+    for place, name in enumerate(comparison_columns(has_ends=has_ends)):
+        table.add_column(name, justify="right" if place else "left", no_wrap=True)
+    for row in comparison_rows(comparison, has_ends=has_ends):
+        table.add_row(*row)
     console.print(table)
 
 
 def _print_summary(console: "Console", summary: Sequence["Accuracy"]) -> None:
     from rich.table import Table
+
+    from planner.comparison_table import percent
 
     num_runs = max(entry.num_runs for entry in summary)
     table = Table(box=None, padding=(0, 1), pad_edge=False)
@@ -166,7 +159,7 @@ def _print_summary(console: "Console", summary: Sequence["Accuracy"]) -> None:
     for entry in summary:
         table.add_row(
             entry.component.label,
-            _percent(entry.bias_frac),
+            percent(entry.bias_frac),
             f"{entry.median_error_frac:.1%}",
             f"{entry.p90_error_frac:.1%}",
             f"{entry.coverage_frac:.0%}",
@@ -179,15 +172,13 @@ def _print_kinds(kinds: Sequence["KindTokens"]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from planner.comparison_table import percent
+
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("\ntokens per round", no_wrap=True)
     for name in ("runs", "predicted", "measured", "median error"):
         table.add_column(name, justify="right", no_wrap=True, vertical="bottom")
     for entry in kinds:
-        error = _percent(entry.median_error_frac)
+        error = percent(entry.median_error_frac)
         table.add_row(entry.draft_kind, str(entry.num_runs), f"{entry.predicted:.2f}", f"{entry.measured:.2f}", error)
     Console(highlight=False, width=None if sys.stdout.isatty() else _COLUMNS_IN_A_FILE).print(table)
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{share:+.1%}"

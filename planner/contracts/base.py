@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from planner.contracts.errors import BadInputError, ResourceFailureError
 
 MAX_FILE_BYTES = 10 * 2**20
+SCHEMA_VERSION = 1
 
 
 class Contract(BaseModel):
@@ -29,28 +30,24 @@ class ContractFile(Contract):
 
         Raises: BadInputError, naming each field that is missing, unknown or out of bounds.
         """
+        return cls.parse(read_bounded(path, f"{cls.__name__} file"), str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, name: str) -> Self:
+        """The record in the content of the file of that name. Raises: BadInputError, as `read` does."""
         kind = cls.__name__
-        try:
-            with path.open("rb") as stream:
-                content = stream.read(MAX_FILE_BYTES + 1)
-        except OSError as error:
-            raise BadInputError(
-                f"cannot read {path}", why=str(error), remedy=f"name an existing {kind} file"
-            ) from error
-        if len(content) > MAX_FILE_BYTES:
-            raise BadInputError(
-                f"{path} is no {kind} file",
-                why=f"it is larger than {MAX_FILE_BYTES} bytes",
-                remedy=f"name a {kind} file that this program wrote",
-            )
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
+            found = error.errors()
+            versions = [item["input"] for item in found if item["loc"][-1:] == ("schema_version",)]
+            if versions:
+                raise other_version(name, kind, versions[0]) from error
             reasons = "; ".join(
-                f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in error.errors()[:5]
+                f"{'.'.join(str(part) for part in item['loc']) or 'file'}: {item['msg']}" for item in found[:5]
             )
             raise BadInputError(
-                f"{path} is no valid {kind} file", why=reasons, remedy="write it again with this version of draftstream"
+                f"{name} is no valid {kind} file", why=reasons, remedy="write it again with this version of draftstream"
             ) from error
 
     def to_json(self) -> str:
@@ -60,6 +57,31 @@ class ContractFile(Contract):
     def write(self, path: Path) -> None:
         """Write the file so that a crash at any time leaves the old content or the new, never a part."""
         write_atomically(path, self.to_json())
+
+
+def read_bounded(path: Path, kind: str) -> bytes:
+    """The content of a file that this program wrote. Raises: BadInputError, where it is unreadable or too large."""
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise BadInputError(f"cannot read {path}", why=str(error), remedy=f"name an existing {kind}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise BadInputError(
+            f"{path} is no {kind}",
+            why=f"it is larger than {MAX_FILE_BYTES} bytes",
+            remedy=f"name a {kind} that this program wrote",
+        )
+    return content
+
+
+def other_version(name: str, kind: str, version: object) -> BadInputError:
+    """The error for a file whose schema this version does not read."""
+    return BadInputError(
+        f"{name} is no valid {kind} file: its schema version is {str(version)[:20]}",
+        why=f"schema_version: this version of draftstream reads {SCHEMA_VERSION}",
+        remedy="write it again with this version of draftstream, or read it with the one that wrote it",
+    )
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -59,6 +59,22 @@ def format_s(duration_s: float) -> str:
     return f"{duration_s * 1e3:.1f} ms" if abs(duration_s) < 1 else f"{duration_s:.2f} s"
 
 
+def format_latency(duration_s: float) -> str:
+    """A short time for display, in microseconds below a millisecond: ``12 us``."""
+    return f"{duration_s * 1e6:.0f} us" if duration_s < 1e-3 else format_s(duration_s)
+
+
+def format_ms(duration_s: float) -> str:
+    """Milliseconds without their unit, to three significant digits, for columns that name it: ``0.0123``, ``1234``."""
+    time_ms = duration_s * 1e3
+    return f"{time_ms:.0f}" if time_ms >= 100 else f"{time_ms:#.3g}"
+
+
+def format_flops_per_s(rate_flops_per_s: float) -> str:
+    """A speed of matrix products for display: ``165.2 TFLOP/s``."""
+    return f"{rate_flops_per_s / 1e12:.4g} TFLOP/s"
+
+
 def format_tokens_per_s(rate_tokens_per_s: float) -> str:
     """A speed for display: ``12.34 tok/s``; below 0.1 with two significant digits (``0.0049 tok/s``)."""
     return f"{rate_tokens_per_s:.2f} tok/s" if rate_tokens_per_s >= 0.1 else f"{rate_tokens_per_s:.2g} tok/s"
