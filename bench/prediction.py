@@ -2,34 +2,48 @@
 
 The demo pair drafts for itself on held-out prompts that the profile did not record, several to a run; both pairs run
 with synthetic acceptance. Settings run in a shuffled order, so that a drift of the machine meets all alike, and a run
-counts where a sentinel before and after it says that the machine was calm: others' work is not to be predicted.
+counts where a sentinel before and after it says that the machine was calm: others' work is not to be predicted. With
+`--paced` the processor is paced (bench.paced), the profile is measured on it first, and no calm is waited for.
 """
 
 import argparse
+import contextlib
 import math
+import os
 import random
 import statistics
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 
 from bench.models import print_header, print_json
+from bench.paced import paced_processor
 from bench.settings import DTYPES, Pair, Sentinel, Setting, folders, request_of, run, script, tokens_per_s, with_scripts
 from planner.contracts.performance import Performance
 from planner.contracts.plan import Plan
 from planner.contracts.profile import Profile
 from planner.contracts.report import Report
 from planner.search import plan_of, rank
+from profiles import heldout_texts
 from runtime.measure.cache import find_profile, profile_path
-from runtime.measure.profile import profile_key
+from runtime.measure.profile import ProfileOptions, measure_profile, profile_key
+from runtime.measure.prompts import Prompt
+from runtime.measure.session import GROUPS
 
 PLACES: dict[Pair, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "demo": (("disk:cached", "emulated:800MB/s", "emulated:1600MB/s", "emulated:4GB/s"), ("13MiB", "25MiB")),
     "random": (("disk:cached", "emulated:1.5GB/s", "emulated:3GB/s", "emulated:6GB/s"), ("200MiB", "400MiB")),
 }
+PACED_PLACES: dict[Pair, tuple[tuple[str, ...], tuple[str, ...]]] = {  # as much slower as the processor is
+    "demo": (("disk:cached", "emulated:300MB/s", "emulated:600MB/s", "emulated:1500MB/s"), ("13MiB", "25MiB")),
+    "random": (("disk:cached", "emulated:0.75GB/s", "emulated:1.5GB/s", "emulated:3GB/s"), ("200MiB", "400MiB")),
+}
+PACED_PROFILE_S, PROFILE_TOKENS = 420.0, 96
 MOST_ATTEMPTS, CALM_WAIT_S = 3, 60.0
 PROBABILITIES = (0.6, 0.8)
 
@@ -74,16 +88,30 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="run only so many settings, drawn at random")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write each report as one line of JSON")
+    parser.add_argument("--paced", action="store_true", help="on a paced processor, with a profile measured on it")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print_header("predicted beside measured")
-    profiles = {pair: profile_of(pair, options.models) for pair in options.pairs}
-    settings = [setting for pair in options.pairs for setting in grid(pair)]
+    print_header("predicted beside measured" + ", paced processor" * options.paced)
+    with paced_processor() if options.paced else contextlib.nullcontext():
+        outcomes = measured(options)
+    kinds = sorted({outcome.kind for outcome in outcomes})
+    for kind in kinds:
+        summary(kind, [outcome for outcome in outcomes if outcome.kind == kind])
+    print_json(summary("all", outcomes))
+
+
+def measured(options: argparse.Namespace) -> list[Outcome]:
+    """The outcomes of all settings, each printed as it comes."""
+    pairs: dict[Pair, Profile] = {
+        pair: (paced_profile if options.paced else profile_of)(pair, options.models) for pair in options.pairs
+    }
+    settings = [setting for pair in pairs for setting in grid(pair, is_paced=options.paced)]
     random.Random(options.seed).shuffle(settings)
     outcomes = []
-    sentinel = Sentinel()
+    sentinel = None if options.paced else Sentinel()
     for index, setting in enumerate(settings[: options.most]):
-        outcome = undisturbed(setting, profiles[setting.pair], options.seed * 1000 + index, sentinel)
+        seed = options.seed * 1000 + index
+        outcome = undisturbed(setting, pairs[setting.pair], seed, sentinel)
         if outcome is None:
             print(f"{setting.label:52} left out: the machine was busy with others", flush=True)
             continue
@@ -92,10 +120,7 @@ def main() -> None:
         if options.out is not None:
             with options.out.open("a", encoding="utf-8") as stream:
                 stream.writelines(report.model_dump_json() + "\n" for report in outcome.reports)
-    kinds = sorted({outcome.kind for outcome in outcomes})
-    for kind in kinds:
-        summary(kind, [outcome for outcome in outcomes if outcome.kind == kind])
-    print_json(summary("all", outcomes))
+    return outcomes
 
 
 def profile_of(pair: Pair, models: Path) -> Profile:
@@ -110,12 +135,37 @@ def profile_of(pair: Pair, models: Path) -> Profile:
     return with_scripts(profile, PROBABILITIES)
 
 
-def grid(pair: Pair) -> list[Setting]:
+def paced_profile(pair: Pair, models: Path) -> Profile:
+    """The pair's profile as this process runs it; kept beside the bench's models, where no command finds it."""
+    kept = models / f"paced-profile-{pair}.json"
+    if not kept.exists():
+        target, draft = folders(pair, models)
+        is_demo = pair == "demo"
+        options = ProfileOptions(
+            dtype=DTYPES[pair],
+            links=PACED_PLACES[pair][0][1:],
+            num_threads=1,
+            context_tokens=512,
+            prompt_tokens=PROFILE_TOKENS,
+            new_tokens=PROFILE_TOKENS,
+            only=GROUPS if is_demo else ("links", "compute", "rounds"),
+            max_seconds=PACED_PROFILE_S,
+            is_forced=True,
+            is_fresh=True,
+            out=kept,
+        )
+        prompts = [Prompt(domain=entry.domain, text=entry.text) for entry in heldout_texts("profile")]
+        with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, DRAFTSTREAM_CACHE=cache):
+            measure_profile(target, [draft], options, prompts if is_demo else [])
+    return with_scripts(Profile.read(kept), PROBABILITIES)
+
+
+def grid(pair: Pair, *, is_paced: bool) -> list[Setting]:
     """Every setting of a pair: without a draft, with scripted acceptance, and of the demo pair with its own."""
     first = Setting(pair=pair, link="", device_memory="", draft_len=0, domain="")
     scripted = [(draft_len, share) for draft_len in (2, 4, 8) for share in PROBABILITIES]
     settings = []
-    for link, budget in product(*PLACES[pair]):
+    for link, budget in product(*(PACED_PLACES if is_paced else PLACES)[pair]):
         here = replace(first, link=link, device_memory=budget)
         if pair == "demo":
             here = replace(here, num_requests=2, new_tokens=144)
@@ -128,8 +178,10 @@ def grid(pair: Pair) -> list[Setting]:
     return settings
 
 
-def undisturbed(setting: Setting, profile: Profile, seed: int, sentinel: Sentinel) -> Outcome | None:
+def undisturbed(setting: Setting, profile: Profile, seed: int, sentinel: Sentinel | None) -> Outcome | None:
     """The outcome of a run before and after which the machine was calm; None where there was none in time."""
+    if sentinel is None:
+        return outcome_of(setting, profile, seed)
     for attempt in range(MOST_ATTEMPTS):
         if not sentinel.wait(CALM_WAIT_S):
             continue
