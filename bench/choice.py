@@ -2,10 +2,11 @@
 
 All plans of a setting run in turn on the same prompts and scripts, several times over; each neighbour is compared with
 the chosen plan within a turn. The apparent best is then measured again on fresh runs against the chosen plan: its gain
-there is the regret, which counts where its interval lies above 3 %.
+there is the regret, which counts where its interval lies above 3 %. With `--paced` the processor is (bench.paced).
 """
 
 import argparse
+import contextlib
 import random
 import statistics
 from dataclasses import dataclass, replace
@@ -14,8 +15,9 @@ from pathlib import Path
 import torch
 
 from bench.models import print_header, print_json
-from bench.prediction import CALM_WAIT_S, PROBABILITIES, profile_of
-from bench.settings import Sentinel, Setting, request_of, run, script, tokens_per_s
+from bench.paced import paced_processor
+from bench.prediction import CALM_WAIT_S, PACED_PLACES, PLACES, paced_profile, profile_of
+from bench.settings import Pair, Sentinel, Setting, request_of, run, script, tokens_per_s
 from planner.contracts.errors import DraftstreamError
 from planner.contracts.plan import ChainDraft, Plan
 from planner.contracts.profile import Profile
@@ -26,22 +28,13 @@ GOAL_FRAC = 0.03
 _NUM_BOOTSTRAPS = 2000
 _DEMO = Setting(pair="demo", link="", device_memory="", draft_len=1, domain="", num_requests=2, new_tokens=64)
 _RANDOM = Setting(pair="random", link="", device_memory="", draft_len=1, domain="", new_tokens=48)
-SETTINGS = (
-    replace(_DEMO, link="emulated:800MB/s", device_memory="14MiB", domain="prose"),
-    replace(_DEMO, link="emulated:1600MB/s", device_memory="14MiB", domain="code"),
-    replace(_DEMO, link="emulated:4GB/s", device_memory="20MiB", domain="prose"),
-    replace(_DEMO, link="disk:cached", device_memory="14MiB", domain="code"),
-    *(
-        replace(_RANDOM, link=link, device_memory=budget, domain=script(share), probability=share)
-        for link, budget, share in (
-            ("emulated:1.5GB/s", "300MiB", 0.8),
-            ("emulated:3GB/s", "300MiB", 0.6),
-            ("emulated:6GB/s", "300MiB", 0.8),
-            ("emulated:3GB/s", "500MiB", 0.8),
-            ("disk:cached", "300MiB", 0.6),
-        )
-    ),
+_DEMO_PLACES = (  # place of the link in PLACES, budget, text
+    (1, "14MiB", "prose"),
+    (2, "14MiB", "code"),
+    (3, "20MiB", "prose"),
+    (0, "14MiB", "code"),
 )
+_RANDOM_PLACES = ((1, "300MiB", 0.8), (2, "300MiB", 0.6), (3, "300MiB", 0.8), (2, "500MiB", 0.8), (0, "300MiB", 0.6))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +56,41 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2, help="of all plans of a setting")
     parser.add_argument("--fresh-turns", type=int, default=5, help="of the apparent best and the chosen plan")
     parser.add_argument("--most", type=int, help="only the first settings")
+    parser.add_argument("--paced", action="store_true", help="on a paced processor, with a profile measured on it")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print_header("the chosen plan against its neighbours")
-    profiles = {pair: profile_of(pair, options.models) for pair in ("demo", "random")}
-    assert set(PROBABILITIES) >= {setting.probability for setting in SETTINGS if setting.probability}
-    rows, sentinel = [], Sentinel()
-    for setting in SETTINGS[: options.most]:
+    print_header("the chosen plan against its neighbours" + ", paced processor" * options.paced)
+    with paced_processor() if options.paced else contextlib.nullcontext():
+        rows = regrets(options)
+    num_bad = sum(row.low_frac > GOAL_FRAC for row in rows)
+    print(f"regret beyond {GOAL_FRAC:.0%} in {num_bad} of {len(rows)} settings")
+    print_json({"settings": len(rows), "beyond_goal": num_bad, "gains": [row.gain_frac for row in rows]})
+
+
+def settings(*, is_paced: bool) -> list[Setting]:
+    """Settings of both pairs, over links on either side of what binds."""
+    places = PACED_PLACES if is_paced else PLACES
+    return [
+        *(
+            replace(_DEMO, link=places["demo"][0][link], device_memory=budget, domain=domain)
+            for link, budget, domain in _DEMO_PLACES
+        ),
+        *(
+            replace(
+                _RANDOM, link=places["random"][0][link], device_memory=budget, domain=script(share), probability=share
+            )
+            for link, budget, share in _RANDOM_PLACES
+        ),
+    ]
+
+
+def regrets(options: argparse.Namespace) -> list[Regret]:
+    """The regret of each setting, printed as it comes."""
+    profiles: dict[Pair, Profile] = {
+        pair: (paced_profile if options.paced else profile_of)(pair, options.models) for pair in PLACES
+    }
+    rows, sentinel = [], None if options.paced else Sentinel()
+    for setting in settings(is_paced=options.paced)[: options.most]:
         regret = measured(setting, profiles[setting.pair], options.turns, options.fresh_turns, sentinel)
         rows.append(regret)
         print(
@@ -77,19 +98,18 @@ def main() -> None:
             f"({regret.low_frac:+.1%} to {regret.high_frac:+.1%})",
             flush=True,
         )
-    num_bad = sum(row.low_frac > GOAL_FRAC for row in rows)
-    print(f"regret beyond {GOAL_FRAC:.0%} in {num_bad} of {len(rows)} settings")
-    print_json({"settings": len(rows), "beyond_goal": num_bad, "gains": [row.gain_frac for row in rows]})
+    return rows
 
 
-def measured(setting: Setting, profile: Profile, turns: int, fresh_turns: int, sentinel: Sentinel) -> Regret:
+def measured(setting: Setting, profile: Profile, turns: int, fresh_turns: int, sentinel: Sentinel | None) -> Regret:
     """The regret of one setting; turns start when the machine is calm, if it becomes so."""
     request = replace(request_of(setting, profile), draftings=EVERY_CHAIN, grains=("layers",))  # residents are counted
     plans = neighbours(profile, request)
     chosen = next(iter(plans))
     gains: dict[str, list[float]] = {name: [] for name in plans}
     for turn in range(turns):
-        sentinel.wait(CALM_WAIT_S)
+        if sentinel is not None:
+            sentinel.wait(CALM_WAIT_S)
         for name, gain in _turn(setting, plans, chosen, seed=turn).items():
             gains[name].append(gain)
     best = max(plans, key=lambda name: statistics.median(gains[name]))
