@@ -18,8 +18,8 @@ demo: $(INSTALLED)
 	@echo '--- and without a draft ---'
 	@$(DEMO) --link emulated:250MB/s --no-spec
 
-test: $(INSTALLED)
-	$(BIN)/pytest $(PARALLEL)
+test: check
+	$(BIN)/pytest $(PARALLEL) -m slow
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

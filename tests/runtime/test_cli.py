@@ -907,7 +907,7 @@ def test_signals_at_the_start_end_the_run_at_once() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_signal_at_any_time_ends_the_run_in_order(number: signal.Signals) -> None:
     moments = random.Random(number)
-    for _ in range(12):
+    for _ in range(6):
         process = start_generating()
         time.sleep(moments.uniform(0, 6))
         interrupt(process, number)
