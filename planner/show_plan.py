@@ -14,7 +14,7 @@ from planner.page import UNKNOWN, Page, Part
 
 NOT_PREDICTED = "not predicted"
 
-_DEVICE_PARTS = {  # of MemorySplit, without _bytes: mark, name, colour
+DEVICE_PARTS = {  # of MemorySplit, without _bytes: mark, name, colour
     "residents": ("R", "resident weights", "green"),
     "slots": ("S", "slots", "cyan"),
     "draft": ("D", "draft", "magenta"),
@@ -24,7 +24,7 @@ _DEVICE_PARTS = {  # of MemorySplit, without _bytes: mark, name, colour
     "overhead": ("O", "overhead", "red"),
     "margin": ("M", "margin", "white"),
 }
-_HOST_PARTS = {
+HOST_PARTS = {
     "host_weights": ("W", "weights to stream", "cyan"),
     "host_embedding": ("E", "embedding", "green"),
     "host_staging": ("B", "disk buffers", "yellow"),
@@ -90,10 +90,10 @@ def show_memory(page: Page, plan: Plan) -> None:
     """A bar of each memory and its parts; that of the device against the budget."""
     memory, device = plan.memory, plan.devices[0]
     page.heading(f"memory on {device.name}: {format_bytes(memory.device_bytes)} of {format_bytes(device.budget_bytes)}")
-    _bar_and_legend(page, _parts(memory, _DEVICE_PARTS), device.budget_bytes, free="free")
+    _bar_and_legend(page, _parts(memory, DEVICE_PARTS), device.budget_bytes, free="free")
     page.heading(f"host memory: {format_bytes(memory.host_bytes)}" + " beside that" * (device.name == "cpu"))
     if memory.host_bytes:
-        _bar_and_legend(page, _parts(memory, _HOST_PARTS), memory.host_bytes)
+        _bar_and_legend(page, _parts(memory, HOST_PARTS), memory.host_bytes)
 
 
 def show_layers(page: Page, plan: Plan) -> None:

@@ -43,10 +43,21 @@ def _parse(pattern: re.Pattern[str], text: str, kind: str, examples: str) -> flo
 
 def format_bytes(num_bytes: float) -> str:
     """A size for display, in the largest binary unit that leaves a number of at least one: ``1.50 GiB``."""
+    unit, size = bytes_unit(num_bytes)
+    return f"{num_bytes / size:.2f} {unit}" if size > 1 else f"{num_bytes:.0f} B"
+
+
+def bytes_unit(num_bytes: float) -> tuple[str, int]:
+    """The largest binary unit that leaves a number of at least one, and its bytes: for an axis up to so much."""
     for unit, size in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if abs(num_bytes) >= size:
-            return f"{num_bytes / size:.2f} {unit}"
-    return f"{num_bytes:.0f} B"
+            return unit, size
+    return "B", 1
+
+
+def time_unit(duration_s: float) -> tuple[str, float]:
+    """The unit that `format_s` would take, and its seconds: for an axis up to so much."""
+    return ("ms", 1e-3) if abs(duration_s) < 1 else ("s", 1.0)
 
 
 def format_bytes_per_s(rate_bytes_per_s: float) -> str:

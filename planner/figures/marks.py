@@ -1,0 +1,74 @@
+"""Marks that several figures draw: bands, intervals as lines, and dots whose shape says what their colour does."""
+
+import math
+from collections.abc import Sequence
+
+from planner.figures.style import BLUE, GREY, VERMILLION, faded
+
+RATIO_TICKS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+
+
+def band(
+    xs: Sequence[float], lows: Sequence[float], highs: Sequence[float], colour: str, name: str
+) -> dict[str, object]:
+    """What lies between two lines over the same places."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": [*xs, *reversed(xs)],
+        "y": [*lows, *reversed(highs)],
+        "fill": "toself",
+        "fillcolor": faded(colour, 0.2),
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+
+
+def flat_intervals(ends: Sequence[tuple[float, float]], ys: Sequence[float], **more: object) -> dict[str, object]:
+    """A horizontal line from one end to the other in each row."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [x for low, high in ends for x in (low, high, None)],
+        "y": [y for row in ys for y in (row, row, None)],
+        "hoverinfo": "skip",
+        **more,
+    }
+
+
+def upright_intervals(xs: Sequence[float], ends: Sequence[tuple[float, float]], **more: object) -> dict[str, object]:
+    """A vertical line from one end to the other at each place."""
+    flat = flat_intervals(ends, xs)
+    return {**flat, "x": flat["y"], "y": flat["x"], **more}
+
+
+def inside_marker(is_inside: bool | None) -> dict[str, object]:
+    """A filled dot inside its interval, a cross outside, a ring where there is none."""
+    colours = {True: BLUE, False: VERMILLION, None: GREY}
+    symbols = {True: "circle", False: "x", None: "circle-open"}
+    return {"symbol": symbols[is_inside], "color": colours[is_inside], "size": 11, "line": {"width": 1.5}}
+
+
+INSIDE_NAMES: dict[bool | None, str] = {
+    True: "measured, inside",
+    False: "measured, outside",
+    None: "measured, not predicted",
+}
+
+
+def ratio_axis(title: str, ratios: Sequence[float]) -> dict[str, object]:
+    """A logarithmic axis of ratios, labelled as differences in percent; it shows 1 and goes as far as the ratios do."""
+    known = [ratio for ratio in ratios if ratio > 0]
+    reach = max([math.log10(1.12), *(abs(math.log10(ratio)) for ratio in known)]) * 1.08
+    reach = min(reach, 1.0)
+    shown = [tick for tick in RATIO_TICKS if abs(math.log10(tick)) <= reach]
+    return {
+        "title": {"text": title},
+        "type": "log",
+        "range": [-reach, reach],
+        "tickvals": shown,
+        "ticktext": ["0 %" if tick == 1 else f"{tick - 1:+.0%}".replace("%", " %") for tick in shown],
+        "zeroline": False,
+    }

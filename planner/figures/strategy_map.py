@@ -1,0 +1,183 @@
+"""A map of tok/s over memory and link bandwidth, with the region in which each strategy is the best."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from planner.contracts.quantities import bytes_unit, format_bytes, format_bytes_per_s, format_tokens_per_s
+from planner.figures.style import KIND_NAMES, figure, logarithmic
+from planner.what_if import Cell, StrategyMap
+
+_GBYTES_PER_S = 1e9
+_SCALE = "Cividis"  # made for colour-blind readers: Nuñez et al., PLOS ONE 2018
+_DARK = "rgba(20,24,31,0.72)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """Where a machine lies on the map."""
+
+    device_bytes: int
+    link_bytes_per_s: float
+    label: str = "here"
+
+
+def map_figure(strategies: StrategyMap, here: Here | None = None) -> go.Figure:
+    """tok/s by colour, lines around the region of each best strategy with its name, and a mark where one is."""
+    unit, size_bytes = bytes_unit(strategies.device_bytes[-1])
+    memories = [num_bytes / size_bytes for num_bytes in strategies.device_bytes]
+    rates = [rate / _GBYTES_PER_S for rate in strategies.link_bytes_per_s]
+    names = [[strategy_name(cell) for cell in row] for row in strategies.cells]
+    columns, lines = _edges(memories), _edges(rates)
+    traces = [
+        _heat(strategies, names, columns, lines),
+        _borders(names, columns, lines),
+        _mark(here, size_bytes),
+    ]
+    return figure(
+        traces,
+        title="Speed by memory and link",
+        subtitle="lines: where another strategy becomes the best",
+        x_axis=logarithmic(f"device memory ({unit})", range=_decades(columns), dtick="D2", showgrid=False),
+        y_axis=logarithmic("link bandwidth (GB/s)", range=_decades(lines), dtick="D2", showgrid=False),
+        height=440,
+        showlegend=False,
+        annotations=_labels(names, memories, rates),
+    )
+
+
+def strategy_name(cell: Cell | None) -> str:
+    """What a region of the map is called."""
+    if cell is None:
+        return "does not fit"
+    return f"{KIND_NAMES[cell.kind]}, {'streamed' if cell.is_streaming else 'all resident'}"
+
+
+def _heat(
+    strategies: StrategyMap, names: list[list[str]], columns: Sequence[float], lines: Sequence[float]
+) -> dict[str, object]:
+    speeds = [None if cell is None else math.log10(cell.tokens_per_s) for row in strategies.cells for cell in row]
+    known = [speed for speed in speeds if speed is not None]
+    ticks = _ticks(min(known, default=0.0), max(known, default=1.0))
+    width = len(strategies.device_bytes)
+    return {
+        "type": "heatmap",
+        "x": list(columns),
+        "y": list(lines),
+        "z": [speeds[start : start + width] for start in range(0, len(speeds), width)],
+        "colorscale": _SCALE,
+        "colorbar": {
+            "title": {"text": "tok/s", "side": "right"},
+            "tickvals": [math.log10(tick) for tick in ticks],
+            "ticktext": [f"{tick:g}" for tick in ticks],
+            "thickness": 14,
+            "outlinewidth": 0,
+        },
+        "customdata": [
+            [
+                [name, format_bytes(num_bytes), format_bytes_per_s(rate), _speed(cell)]
+                for name, num_bytes, cell in zip(row_names, strategies.device_bytes, row, strict=True)
+            ]
+            for row_names, rate, row in zip(names, strategies.link_bytes_per_s, strategies.cells, strict=True)
+        ],
+        "hovertemplate": "<b>%{customdata[3]}</b>: %{customdata[0]}<br>%{customdata[1]}, %{customdata[2]}"
+        "<extra></extra>",
+        "hoverongaps": True,
+    }
+
+
+def _speed(cell: Cell | None) -> str:
+    return "nothing fits" if cell is None else format_tokens_per_s(cell.tokens_per_s)
+
+
+def _edges(values: Sequence[float]) -> list[float]:
+    """Where cells around these ascending values begin and end, halfway between them as factors."""
+    logs = np.log(np.asarray(values, dtype=float))
+    if len(logs) == 1:
+        return [values[0] / math.sqrt(2), values[0] * math.sqrt(2)]
+    middles = (logs[1:] + logs[:-1]) / 2
+    ends = np.concatenate([[2 * logs[0] - middles[0]], middles, [2 * logs[-1] - middles[-1]]])
+    return [float(edge) for edge in np.exp(ends)]
+
+
+def _decades(edges: Sequence[float]) -> list[float]:
+    """The range of a logarithmic axis, in powers of ten as plotly wants it."""
+    return [math.log10(edges[0]), math.log10(edges[-1])]
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each decade between two powers of ten; of narrow scales their ends."""
+    candidates = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for factor in (1, 2, 5)]
+    within = [tick for tick in candidates if low <= math.log10(tick) <= high]
+    return within if len(within) > 1 else [float(f"{10**end:.3g}") for end in dict.fromkeys((low, high))]
+
+
+def _borders(names: list[list[str]], columns: Sequence[float], lines: Sequence[float]) -> dict[str, object]:
+    """The edges between cells of different strategies, as one broken line."""
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for row, row_names in enumerate(names):
+        for column, name in enumerate(row_names):
+            if column + 1 < len(row_names) and row_names[column + 1] != name:
+                x += [columns[column + 1], columns[column + 1], None]
+                y += [lines[row], lines[row + 1], None]
+            if row + 1 < len(names) and names[row + 1][column] != name:
+                x += [columns[column], columns[column + 1], None]
+                y += [lines[row + 1], lines[row + 1], None]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "borders",
+        "x": x,
+        "y": y,
+        "line": {"color": "white", "width": 2.5},
+        "hoverinfo": "skip",
+    }
+
+
+def _labels(names: list[list[str]], memories: Sequence[float], rates: Sequence[float]) -> list[dict[str, object]]:
+    """The name of each strategy in the depth of its region."""
+    table = np.array(names)
+    labels: list[dict[str, object]] = []
+    for name in dict.fromkeys(table.ravel().tolist()):
+        row, column = _deepest(table == name)
+        labels.append(
+            {
+                "text": name,
+                "x": math.log10(memories[column]),
+                "y": math.log10(rates[row]),
+                "showarrow": False,
+                "font": {"color": "white", "size": 12},
+                "bgcolor": _DARK,
+                "borderpad": 3,
+            }
+        )
+    return labels
+
+
+def _deepest(inside: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> tuple[int, int]:
+    """The cell of a region that is farthest from cells outside; of several, the nearest to their middle."""
+    cells, outside = np.argwhere(inside), np.argwhere(~inside)
+    if len(outside):
+        depth = np.abs(cells[:, None] - outside[None]).sum(axis=-1).min(axis=1)
+        cells = cells[depth == depth.max()]
+    row, column = cells[np.abs(cells - cells.mean(axis=0)).sum(axis=1).argmin()]
+    return int(row), int(column)
+
+
+def _mark(here: Here | None, size_bytes: int) -> dict[str, object]:
+    return {
+        "type": "scatter",
+        "mode": "markers+text",
+        "name": "here",
+        "x": [] if here is None else [here.device_bytes / size_bytes],
+        "y": [] if here is None else [here.link_bytes_per_s / _GBYTES_PER_S],
+        "text": [] if here is None else [here.label],
+        "textposition": "top center",
+        "textfont": {"color": "white", "size": 13},
+        "marker": {"symbol": "star", "size": 17, "color": "white", "line": {"color": "black", "width": 1.5}},
+        "hoverinfo": "skip",
+    }
