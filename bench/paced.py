@@ -1,6 +1,6 @@
-"""A paced processor: attention and MLP of every layer take a stated time, however busy others keep the machine.
+"""A paced processor: every layer takes a stated time, however busy others keep the machine.
 
-The counterpart of the emulated link. The modules compute as always, then wait until their time is over, so that the
+The counterpart of the emulated link. Modules compute as always, then wait until their time is over, so that the
 runtime and the profiler meet a processor that is slower than this machine and as steady as its clock. What is compared
 on it is the planner's arithmetic of overlap, drafts and rounds; not how well real kernels are timed.
 """
@@ -36,23 +36,31 @@ PACES: dict[tuple[str, int], Pace] = {  # by module and hidden size: both pairs 
 }
 _NO_PACE = Pace(pass_s=0.0, token_s=0.0)
 _PACED = frozenset(name for name, _ in PACES)
+_NORM, _FIRST = "LlamaRMSNorm", "LlamaAttention"
 
 
 @contextmanager
 def paced_processor() -> Iterator[None]:
-    """Within it every module of `PACES` takes its time, in all models of this process."""
-    started_s: dict[nn.Module, float] = {}
+    """Within it every layer of models in `PACES` takes its time, from its first norm to the end of its MLP.
+
+    For layers that are placed whole: where a part has to wait for its weights, that would count as its own time.
+    """
+    state = _State()
 
     def begin(module: nn.Module, _inputs: object) -> None:
-        if type(module).__name__ in _PACED:
-            started_s[module] = time.perf_counter()
+        if type(module).__name__ == _NORM and not state.is_within_layer:
+            state.since_s = time.perf_counter()
 
     def end(module: nn.Module, _inputs: object, output: object) -> None:
-        if module in started_s:
-            hidden_BTD = output[0] if isinstance(output, tuple) else output
-            assert isinstance(hidden_BTD, Tensor)
-            pace = PACES.get((type(module).__name__, hidden_BTD.shape[-1]), _NO_PACE)
-            _wait_until(started_s.pop(module) + pace.pass_s + pace.token_s * hidden_BTD.shape[1])
+        name = type(module).__name__
+        if name not in _PACED:
+            return
+        hidden_BTD = output[0] if isinstance(output, tuple) else output
+        assert isinstance(hidden_BTD, Tensor)
+        pace = PACES.get((name, hidden_BTD.shape[-1]), _NO_PACE)
+        state.since_s += pace.pass_s + pace.token_s * hidden_BTD.shape[1]
+        state.is_within_layer = name == _FIRST
+        _wait_until(state.since_s)
 
     handles = [register_module_forward_pre_hook(begin), register_module_forward_hook(end)]
     try:
@@ -60,6 +68,14 @@ def paced_processor() -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@dataclass(slots=True)
+class _State:
+    """Since when the module that runs has its time, and whether a layer has begun."""
+
+    since_s: float = 0.0
+    is_within_layer: bool = False
 
 
 def _wait_until(stop_s: float) -> None:

@@ -46,6 +46,10 @@ PACED_PLACES: dict[Pair, tuple[tuple[str, ...], tuple[str, ...]]] = {  # as much
 PACED_PROFILE_S, PROFILE_TOKENS = 330.0, 96
 MOST_ATTEMPTS, CALM_WAIT_S = 3, 60.0
 PROBABILITIES = (0.6, 0.8)
+SCRIPTS: dict[Pair, tuple[tuple[int, float], ...]] = {  # draft length, probability of a match
+    "demo": tuple(product((2, 4, 8), PROBABILITIES)),
+    "random": ((2, 0.6), (4, 0.6), (4, 0.8)),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,17 +167,17 @@ def paced_profile(pair: Pair, models: Path) -> Profile:
 def grid(pair: Pair, *, is_paced: bool) -> list[Setting]:
     """Every setting of a pair: without a draft, with scripted acceptance, and of the demo pair with its own."""
     first = Setting(pair=pair, link="", device_memory="", draft_len=0, domain="")
-    scripted = [(draft_len, share) for draft_len in (2, 4, 8) for share in PROBABILITIES]
     settings = []
     for link, budget in product(*(PACED_PLACES if is_paced else PLACES)[pair]):
         here = replace(first, link=link, device_memory=budget)
         if pair == "demo":
-            here = replace(here, num_requests=2, new_tokens=144)
+            here = replace(here, num_requests=4, new_tokens=144)
             own = replace(here, draft_len=4, num_requests=8)
             settings += [replace(own, domain=domain) for domain in ("code", "prose")]
         settings.append(replace(here, num_requests=1, new_tokens=24 if pair == "random" else 144))
         settings += [
-            replace(here, draft_len=draft_len, domain=script(share), probability=share) for draft_len, share in scripted
+            replace(here, draft_len=draft_len, domain=script(share), probability=share)
+            for draft_len, share in SCRIPTS[pair]
         ]
     return settings
 

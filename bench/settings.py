@@ -33,6 +33,7 @@ Pair = Literal["demo", "random"]
 DTYPES: dict[Pair, Dtype] = {"demo": "fp32", "random": "bf16"}  # fp32 writes the same text in passes of any width
 
 _NUM_RECORDED, _NUM_RECORDED_TOKENS = 64, 1024  # prompts of synthetic acceptance
+_NUM_SCRIPTED_DRAWS = 4  # of prompts whose text the target has to write before it can be scripted
 _CALM = 1.12  # times the best that a piece of work took: beyond, somebody else is at work
 _DEMO_WINDOW_TOKENS = 224  # of prompt and text: the demo pair is good for 256
 
@@ -232,4 +233,5 @@ def _prompts(setting: Setting, engine: Engine, seed: int) -> list[list[int]]:
     encoded = [engine.tokenizer.encode(text) for text in texts]
     size = _DEMO_WINDOW_TOKENS
     windows = [tokens[start : start + size] for tokens in encoded for start in range(0, len(tokens) - size + 1, size)]
-    return [tokens[: setting.prompt_tokens] for tokens in random.Random(seed).sample(windows, setting.num_requests)]
+    drawn = random.Random(seed % _NUM_SCRIPTED_DRAWS if setting.probability is not None else seed)
+    return [tokens[: setting.prompt_tokens] for tokens in drawn.sample(windows, setting.num_requests)]
