@@ -45,15 +45,15 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
     is_streaming = best.candidate.placement.num_slots > 0
     priced = rivals(scorer_for(profile, request), drafts, request) if is_streaming else ()
     return Recommendation(
-        answer=_answer(best),
+        answer=answer_of(best),
         plan=plan,
-        choice=_choice(best, profile.target),
+        choice=choice_of(best, profile.target),
         binds=_binds(best),
         reasons=tuple(_reasons(profile, request, plan, best, baseline, priced)),
-        baseline=_choice(baseline, profile.target),
-        runner_up=None if runner_up is None else _choice(runner_up, profile.target),
+        baseline=choice_of(baseline, profile.target),
+        runner_up=None if runner_up is None else choice_of(runner_up, profile.target),
         runner_up_lost=None if runner_up is None else _why_lost(best, runner_up),
-        kinds=tuple(_choice(score, profile.target) for score in ranking.best_of_kinds()),
+        kinds=tuple(choice_of(score, profile.target) for score in ranking.best_of_kinds()),
         crossovers=tuple(
             crossover(ranking, draft)
             for draft in profile.drafts
@@ -69,13 +69,15 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
     )
 
 
-def _answer(best: Score) -> Answer:
+def answer_of(best: Score) -> Answer:
+    """What to do, in a few words."""
     if best.candidate.drafting != NO_DRAFTING:
         return "speculate"
     return "do not speculate" if best.candidate.placement.num_slots else "do not stream, it fits"
 
 
-def _choice(score: Score, target: ModelShape) -> Choice:
+def choice_of(score: Score, target: ModelShape) -> Choice:
+    """The score in the words of a recommendation."""
     candidate = score.candidate
     return Choice(
         draft=None if candidate.draft is None else candidate.draft.name,

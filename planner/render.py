@@ -16,6 +16,7 @@ from planner.contracts.quantities import format_bytes, format_s, format_tokens_p
 from planner.contracts.recommendation import Choice, Crossover, Recommendation, Rival
 
 _COLUMNS_IN_A_FILE = 120
+COMPARED = ("", "tok/s (P10-P90)", "first token", "draft", "how", "slots", "resident", "binds", "best other engine")
 _BY_NAME = "catalogue:"  # how the fingerprints begin of models that nobody has opened
 
 
@@ -46,7 +47,7 @@ def show_recommendation(
     console = console_for_stdout()
     plan = recommendation.plan
     console.print(headline(recommendation), style="bold", markup=False)
-    _list(console, _facts(recommendation))
+    _list(console, [f"{name:12} {fact}" for name, fact in facts(recommendation.plan, recommendation.choice)])
     for section in sections(recommendation, explain=explain):
         beside = f": {section.subject}" if section.subject else ""
         console.print(Text.assemble("\n", (section.title, "bold"), beside))
@@ -70,7 +71,12 @@ def show_recommendation(
 
 def headline(recommendation: Recommendation) -> str:
     """The answer and the speed."""
-    return f"{recommendation.answer}: {_speed(recommendation.plan)}"
+    return f"{recommendation.answer}: {speed(recommendation.plan)}"
+
+
+def speed(plan: Plan) -> str:
+    """Predicted tok/s and their interval."""
+    return f"{format_tokens_per_s(plan.predicted.generated_tokens_per_s or 0.0)} (P10-P90 {_low_high(plan)})"
 
 
 def sections(recommendation: Recommendation, *, explain: bool) -> Iterator[Section]:
@@ -96,28 +102,32 @@ def sections(recommendation: Recommendation, *, explain: bool) -> Iterator[Secti
 def show_comparison(rows: Sequence[tuple[str, Recommendation]], failures: Sequence[tuple[str, str]]) -> None:
     """Print several recommendations as a table, one row each, and below it what could not be planned and why."""
     table = Table(box=None, padding=(0, 2), pad_edge=False)
-    names = ("", "tok/s (P10-P90)", "first token", "draft", "how", "slots", "resident", "binds", "best other engine")
-    for name in names:
+    for name in COMPARED:
         table.add_column(name, no_wrap=True)
     for label, entry in rows:
-        choice, plan = entry.choice, entry.plan
-        table.add_row(
-            label,
-            f"{choice.tokens_per_s:.2f} ({_low_high(plan)})",
-            format_s(choice.ttft_s),
-            choice.draft or "none",
-            choice.drafting,
-            str(choice.slots),
-            f"{choice.num_resident_layers}/{choice.num_layers}",
-            entry.binds,
-            f"{entry.rivals[0].name} {entry.rivals[0].tokens_per_s:.2f}" if entry.rivals else "",
-        )
+        table.add_row(*compared_row(label, entry))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(table)
     for label, why in failures:
         console.print(f"{label}: {why}", style="red", markup=False, soft_wrap=True)
     for warning in dict.fromkeys(warning for _, entry in rows for warning in entry.warnings):
         console.print(f"note: {warning}", style="yellow", markup=False, soft_wrap=True)
+
+
+def compared_row(label: str, entry: Recommendation) -> tuple[str, ...]:
+    """The cells of a recommendation among others, under the names of COMPARED."""
+    choice = entry.choice
+    return (
+        label,
+        f"{choice.tokens_per_s:.2f} ({_low_high(entry.plan)})",
+        format_s(choice.ttft_s),
+        choice.draft or "none",
+        choice.drafting,
+        str(choice.slots),
+        f"{choice.num_resident_layers}/{choice.num_layers}",
+        entry.binds,
+        f"{entry.rivals[0].name} {entry.rivals[0].tokens_per_s:.2f}" if entry.rivals else "",
+    )
 
 
 def command_line(plan: Plan, path: Path, *, is_sampled: bool = False, num_threads: int | None = None) -> str:
@@ -149,12 +159,6 @@ def _draft_flags(plan: Plan) -> list[str]:
     return []
 
 
-def _speed(plan: Plan) -> str:
-    predicted = plan.predicted
-    speed = format_tokens_per_s(predicted.generated_tokens_per_s or 0.0)
-    return f"{speed} (P10-P90 {_low_high(plan)})"
-
-
 def _low_high(plan: Plan) -> str:
     ends = [_tokens_per_s(plan.predicted_p10), _tokens_per_s(plan.predicted_p90)]
     return "-".join(f"{end:.2f}" for end in ends)
@@ -164,20 +168,19 @@ def _tokens_per_s(performance: Performance | None) -> float:
     return 0.0 if performance is None else performance.generated_tokens_per_s or 0.0
 
 
-def _facts(recommendation: Recommendation) -> list[str]:
-    plan, choice = recommendation.plan, recommendation.choice
+def facts(plan: Plan, choice: Choice) -> list[tuple[str, str]]:
+    """What runs, when the first token comes, and what memory it takes."""
     low, high = plan.predicted_p10, plan.predicted_p90
-    facts = {"plan": _described(choice)}
+    found = [("plan", _described(choice))]
     if low is not None and high is not None and plan.workload is not None:
-        facts["first token"] = (
-            f"{format_s(choice.ttft_s)} (P10-P90 {format_s(low.ttft_s or 0)}-{format_s(high.ttft_s or 0)}) after a "
-            f"prompt of {plan.workload.prompt_tokens} tokens"
-        )
-    facts["memory"] = (
+        ends = f"{format_s(low.ttft_s or 0)}-{format_s(high.ttft_s or 0)}"
+        prompt = f"after a prompt of {plan.workload.prompt_tokens} tokens"
+        found.append(("first token", f"{format_s(choice.ttft_s)} (P10-P90 {ends}) {prompt}"))
+    memory = (
         f"{format_bytes(plan.memory.device_bytes)} on the device (budget "
         f"{format_bytes(plan.devices[0].budget_bytes)}), {format_bytes(plan.memory.host_bytes)} on the host"
     )
-    return [f"{name:12} {fact}" for name, fact in facts.items()]
+    return [*found, ("memory", memory)]
 
 
 def _described(choice: Choice) -> str:

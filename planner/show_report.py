@@ -29,7 +29,7 @@ _BAR = "#"
 def show_report(page: Page, report: Report) -> None:
     """Print all of the report; the text itself is left out."""
     page.title(f"report of {report.target.name} over {report.link_label}")
-    page.facts(_facts(report))
+    page.facts(report_facts(report))
     _show_comparison(page, report)
     _show_rounds(page, report)
     _show_accepted(page, report)
@@ -41,7 +41,8 @@ def show_report(page: Page, report: Report) -> None:
         page.lines(report.warnings, style="yellow")
 
 
-def _facts(report: Report) -> list[tuple[str, str]]:
+def report_facts(report: Report) -> list[tuple[str, str]]:
+    """What ran and what came of it."""
     measured = report.measured
     has_first = report.generated_tokens > 0 or report.prompt_s > 0
     prompt = f"first token after {format_s(report.prompt_s)}" if has_first else f"first token {NOT_MEASURED}"

@@ -3,22 +3,20 @@
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from planner.cli.progress import progress_bar
 from planner.contracts.errors import UsageError
 from planner.contracts.profile import ComputeMeasurement, Profile
 from planner.contracts.quantities import format_bytes_per_s, format_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from runtime.measure.prompts import Prompt
-    from runtime.measure.session import Group, Progress
+    from runtime.measure.session import Group
 
 _DEMO_TOKENS = 96  # of a prompt, and written after it: the demo pair is good for about 256
 _DEMO_SECONDS = 57.0  # nobody waits longer to see the demo
@@ -84,8 +82,14 @@ def profile(
     if is_demo:
         options = replace(options, prompt_tokens=_DEMO_TOKENS, new_tokens=_DEMO_TOKENS)
     texts = _prompts(prompts, is_demo=is_demo)
-    with ending_in_order(), _progress_bar() as on_progress:
-        measured = measure_profile(target or str(demo_folder("target")), drafts, options, texts, on_progress)
+    with ending_in_order(), progress_bar("profile") as show:
+        measured = measure_profile(
+            target or str(demo_folder("target")),
+            drafts,
+            options,
+            texts,
+            lambda done: show(f"{done.group}: {done.step}", done.num_done, done.num_steps),
+        )
     if as_json:
         sys.stdout.write(measured.to_json())
     else:
@@ -116,29 +120,6 @@ def _prompts(path: Path | None, *, is_demo: bool) -> "list[Prompt]":
         return read_prompts(path)
     texts = heldout_texts("profile") if is_demo else domain_prompts()
     return [Prompt(domain=entry.domain, text=entry.text) for entry in texts]
-
-
-@contextmanager
-def _progress_bar() -> "Iterator[Callable[[Progress], None]]":
-    """A bar on stderr while measuring; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("profile", total=None)
-
-        def show(progress: "Progress") -> None:
-            bars.update(
-                task,
-                description=f"{progress.group}: {progress.step}",
-                completed=progress.num_done,
-                total=progress.num_steps,
-            )
-
-        yield show
 
 
 def _summary(measured: Profile) -> Iterator[str]:

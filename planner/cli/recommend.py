@@ -7,6 +7,27 @@ from typing import Annotated, Literal
 
 import typer
 
+from planner.cli.options import (
+    AsJson,
+    Calibrate,
+    DeviceMemory,
+    DraftMemory,
+    Drafts,
+    DtypeFlag,
+    Force,
+    Headroom,
+    HostMemory,
+    Link,
+    Machines,
+    MaxTokens,
+    ProfileArgument,
+    PromptTokens,
+    Sampled,
+    Target,
+    TargetMemory,
+    Text,
+    Threads,
+)
 from planner.contracts.errors import DraftstreamError, UsageError
 
 QualityFloor = Literal["stored", "16bit"]
@@ -14,37 +35,24 @@ DraftKindFlag = Literal["auto", "none", "chain", "tree", "ngram", "hybrid"]
 
 
 def recommend(
-    profile: Annotated[
-        Path | None, typer.Argument(help="What planner profile measured; the cached one of this machine if left out.")
-    ] = None,
-    machine: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="A machine of the catalogue, such as rtx-4090, without measuring; may be given several times."
-        ),
-    ] = None,
-    target: Annotated[str | None, typer.Option("--target", "-m", help="Folder, hub id, or catalogue name.")] = None,
-    draft: Annotated[
-        list[str] | None, typer.Option("--draft", "-md", help="A draft to consider; may be given several times.")
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option(help="The kind of text: code, prose, chat, math; all if left out.")
-    ] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens of the prompt to plan for.")] = 512,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens of text to plan for.")] = 256,
+    profile: ProfileArgument = None,
+    machine: Machines = None,
+    target: Target = None,
+    draft: Drafts = None,
+    text: Text = None,
+    prompt_tokens: PromptTokens = 512,
+    max_tokens: MaxTokens = 256,
     ctx_size: Annotated[
         int | None, typer.Option("--ctx-size", "-c", min=2, help="Tokens of prompt and text; their sum if left out.")
     ] = None,
-    dtype: Annotated[
-        Literal["bf16", "fp16", "fp32", "fp64"] | None, typer.Option(help="As stored, if left out.")
-    ] = None,
-    link: Annotated[str | None, typer.Option(help="disk:cached, disk:direct, cuda, emulated:2GB/s[,10us].")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads that compute.")] = None,
-    device_memory: Annotated[str | None, typer.Option(help="For target and draft together, such as 12GiB.")] = None,
-    target_memory: Annotated[str | None, typer.Option(help="Cap for the target, within --device-memory.")] = None,
-    draft_memory: Annotated[str | None, typer.Option(help="Cap for the drafts, within --device-memory.")] = None,
-    host_memory: Annotated[str | None, typer.Option(help="For weights kept in host memory.")] = None,
-    headroom: Annotated[str | None, typer.Option(help="Left free on the device for others.")] = None,
+    dtype: DtypeFlag = None,
+    link: Link = None,
+    threads: Threads = None,
+    device_memory: DeviceMemory = None,
+    target_memory: TargetMemory = None,
+    draft_memory: DraftMemory = None,
+    host_memory: HostMemory = None,
+    headroom: Headroom = None,
     draft_len: Annotated[
         int | None,
         typer.Option("--draft-len", "--num-speculative-tokens", min=1, max=64, help="Only chains of this length."),
@@ -62,20 +70,16 @@ def recommend(
     no_spec: Annotated[bool, typer.Option("--no-spec", help="Never draft.")] = False,
     resident_only: Annotated[bool, typer.Option(help="Never stream.")] = False,
     draft_on_host: Annotated[bool, typer.Option(help="Let the CPU draft, beside a device that verifies.")] = False,
-    sampled: Annotated[bool, typer.Option(help="Plan for sampling at temperature 1 instead of greedy text.")] = False,
+    sampled: Sampled = False,
     quality_floor: Annotated[
         QualityFloor, typer.Option(help="Never below: the stored precision, or 16 bits of a wider model.")
     ] = "stored",
-    calibrate: Annotated[
-        list[Path] | None, typer.Option(help="Reports of runtime generate --json; may be given several times.")
-    ] = None,
+    calibrate: Calibrate = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan here; else into the cache.")] = None,
     compare: Annotated[bool, typer.Option(help="A table of machines, or of drafts on one machine.")] = False,
     explain: Annotated[bool, typer.Option(help="Every draft length, rival and refusal.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
-    force: Annotated[
-        bool, typer.Option(help="Use a profile of another machine or of other versions all the same.")
-    ] = False,
+    as_json: AsJson = False,
+    force: Force = False,
 ) -> None:
     """Choose residents, slots, draft and prefill chunk; say how fast that will be, and why nothing else."""
     from planner.cli.sources import Asked, situations
