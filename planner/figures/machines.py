@@ -9,7 +9,7 @@ from planner.contracts.plan import Plan
 from planner.contracts.quantities import format_s, format_tokens_per_s
 from planner.contracts.recommendation import Recommendation
 from planner.drafting import DRAFT_KINDS, DraftKind
-from planner.figures.style import GREY, KIND_COLOURS, KIND_NAMES, faded, figure, from_zero, plain, rows
+from planner.figures.style import GREY, KIND_COLOURS, KIND_NAMES, MUTED, figure, from_zero, plain, rows
 from planner.what_if import Advice
 
 _COLUMNS = 64  # of a reason in its row
@@ -33,7 +33,7 @@ def machines_figure(advice: Sequence[Advice]) -> go.Figure:
             "y": [row for row, _ in failing],
             "text": [f" {textwrap.shorten(reason, _COLUMNS, placeholder=' ...')}" for reason in reasons],
             "textposition": "middle right",
-            "textfont": {"color": GREY},
+            "textfont": {"color": MUTED},
             "customdata": ["<br>".join(textwrap.wrap(reason, _COLUMNS)) for reason in reasons],
             "hovertemplate": "%{customdata}<extra></extra>",
             "showlegend": False,
@@ -48,6 +48,7 @@ def machines_figure(advice: Sequence[Advice]) -> go.Figure:
         y_axis=rows(range(len(advice)), [entry.name for entry in advice]),
         height=170 + 30 * max(1, len(advice)),
         barmode="overlay",
+        uniformtext={"minsize": 10, "mode": "hide"},
     )
 
 
@@ -75,7 +76,11 @@ def _bars(kind: DraftKind, entries: Sequence[tuple[int, str, Recommendation]]) -
         "y": [row for row, _, _ in entries],
         "x": speeds,
         "width": 0.62,
-        "marker": {"color": faded(KIND_COLOURS[kind], 0.85), "line": {"width": 0}},
+        "marker": {"color": KIND_COLOURS[kind], "line": {"width": 0}},
+        "text": [format_tokens_per_s(speed) for speed in speeds],
+        "textposition": "inside",
+        "insidetextanchor": "start",
+        "textangle": 0,
         "error_x": {
             "type": "data",
             "symmetric": False,

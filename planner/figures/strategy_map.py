@@ -8,12 +8,13 @@ import numpy as np
 import plotly.graph_objects as go
 
 from planner.contracts.quantities import bytes_unit, format_bytes, format_bytes_per_s, format_tokens_per_s
-from planner.figures.style import KIND_NAMES, figure, logarithmic
+from planner.figures.style import KIND_NAMES, decimal_ticks, figure, logarithmic, plain
 from planner.what_if import Cell, StrategyMap
 
 _GBYTES_PER_S = 1e9
 _SCALE = "Cividis"  # made for colour-blind readers: Nuñez et al., PLOS ONE 2018
 _DARK = "rgba(20,24,31,0.72)"
+_NARROW_FRAC = 0.25  # of the map's width, which names of strategies take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,18 +35,19 @@ def map_figure(strategies: StrategyMap, here: Here | None = None) -> go.Figure:
     columns, lines = _edges(memories), _edges(rates)
     traces = [
         _heat(strategies, names, columns, lines),
-        _borders(names, columns, lines),
+        _borders(names, columns, lines, {"color": _DARK, "width": 5}),
+        _borders(names, columns, lines, {"color": "white", "width": 2}),
         _mark(here, size_bytes),
     ]
     return figure(
         traces,
         title="Speed by memory and link",
         subtitle="lines: where another strategy becomes the best",
-        x_axis=logarithmic(f"device memory ({unit})", range=_decades(columns), dtick="D2", showgrid=False),
-        y_axis=logarithmic("link bandwidth (GB/s)", range=_decades(lines), dtick="D2", showgrid=False),
+        x_axis=logarithmic(f"device memory ({unit})", columns[0], columns[-1], showgrid=False),
+        y_axis=logarithmic("link bandwidth (GB/s)", lines[0], lines[-1], showgrid=False),
         height=440,
         showlegend=False,
-        annotations=_labels(names, memories, rates),
+        annotations=[*_labels(names, memories, rates), *_mark_label(here, size_bytes)],
     )
 
 
@@ -60,8 +62,8 @@ def _heat(
     strategies: StrategyMap, names: list[list[str]], columns: Sequence[float], lines: Sequence[float]
 ) -> dict[str, object]:
     speeds = [None if cell is None else math.log10(cell.tokens_per_s) for row in strategies.cells for cell in row]
-    known = [speed for speed in speeds if speed is not None]
-    ticks = _ticks(min(known, default=0.0), max(known, default=1.0))
+    known = [speed for speed in speeds if speed is not None] or [0.0, 1.0]
+    ticks = decimal_ticks(10 ** min(known), 10 ** max(known))
     width = len(strategies.device_bytes)
     return {
         "type": "heatmap",
@@ -70,7 +72,7 @@ def _heat(
         "z": [speeds[start : start + width] for start in range(0, len(speeds), width)],
         "colorscale": _SCALE,
         "colorbar": {
-            "title": {"text": "tok/s", "side": "right"},
+            "title": {"text": "tok/s", "side": "top"},
             "tickvals": [math.log10(tick) for tick in ticks],
             "ticktext": [f"{tick:g}" for tick in ticks],
             "thickness": 14,
@@ -103,19 +105,9 @@ def _edges(values: Sequence[float]) -> list[float]:
     return [float(edge) for edge in np.exp(ends)]
 
 
-def _decades(edges: Sequence[float]) -> list[float]:
-    """The range of a logarithmic axis, in powers of ten as plotly wants it."""
-    return [math.log10(edges[0]), math.log10(edges[-1])]
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of each decade between two powers of ten; of narrow scales their ends."""
-    candidates = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for factor in (1, 2, 5)]
-    within = [tick for tick in candidates if low <= math.log10(tick) <= high]
-    return within if len(within) > 1 else [float(f"{10**end:.3g}") for end in dict.fromkeys((low, high))]
-
-
-def _borders(names: list[list[str]], columns: Sequence[float], lines: Sequence[float]) -> dict[str, object]:
+def _borders(
+    names: list[list[str]], columns: Sequence[float], lines: Sequence[float], line: dict[str, object]
+) -> dict[str, object]:
     """The edges between cells of different strategies, as one broken line."""
     x: list[float | None] = []
     y: list[float | None] = []
@@ -133,51 +125,62 @@ def _borders(names: list[list[str]], columns: Sequence[float], lines: Sequence[f
         "name": "borders",
         "x": x,
         "y": y,
-        "line": {"color": "white", "width": 2.5},
+        "line": line,
         "hoverinfo": "skip",
     }
 
 
 def _labels(names: list[list[str]], memories: Sequence[float], rates: Sequence[float]) -> list[dict[str, object]]:
-    """The name of each strategy in the depth of its region."""
+    """The name of each strategy in the depth of its region, upright where that is narrow."""
     table = np.array(names)
-    labels: list[dict[str, object]] = []
+    labels = []
     for name in dict.fromkeys(table.ravel().tolist()):
-        row, column = _deepest(table == name)
-        labels.append(
-            {
-                "text": name,
-                "x": math.log10(memories[column]),
-                "y": math.log10(rates[row]),
-                "showarrow": False,
-                "font": {"color": "white", "size": 12},
-                "bgcolor": _DARK,
-                "borderpad": 3,
-            }
-        )
+        inside = table == name
+        row, column = _deepest(inside)
+        is_narrow = inside[row].sum() < _NARROW_FRAC * len(memories)
+        is_tall = inside[:, column].sum() > inside[row].sum()
+        labels.append(_label(name, memories[column], rates[row], textangle=-90 if is_narrow and is_tall else 0))
     return labels
 
 
+def _label(text: str, memory: float, rate: float, **more: object) -> dict[str, object]:
+    """A name on the map; plotly counts its place on logarithmic axes in powers of ten."""
+    return {
+        "text": text,
+        "x": math.log10(memory),
+        "y": math.log10(rate),
+        "showarrow": False,
+        "font": {"color": "white", "size": 12},
+        "bgcolor": _DARK,
+        "borderpad": 3,
+        **more,
+    }
+
+
 def _deepest(inside: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> tuple[int, int]:
-    """The cell of a region that is farthest from cells outside; of several, the nearest to their middle."""
-    cells, outside = np.argwhere(inside), np.argwhere(~inside)
-    if len(outside):
-        depth = np.abs(cells[:, None] - outside[None]).sum(axis=-1).min(axis=1)
-        cells = cells[depth == depth.max()]
-    row, column = cells[np.abs(cells - cells.mean(axis=0)).sum(axis=1).argmin()]
-    return int(row), int(column)
+    """The cell of a region that is farthest from what lies outside; of several, the nearest to their middle."""
+    around = np.pad(inside, 1)  # a name must not run over the edge of the map either
+    cells, outside = np.argwhere(around), np.argwhere(~around)
+    depth = np.abs(cells[:, None] - outside[None]).max(axis=-1).min(axis=1)
+    deepest = cells[depth == depth.max()]
+    row, column = deepest[np.abs(deepest - deepest.mean(axis=0)).sum(axis=1).argmin()]
+    return int(row) - 1, int(column) - 1
 
 
 def _mark(here: Here | None, size_bytes: int) -> dict[str, object]:
     return {
         "type": "scatter",
-        "mode": "markers+text",
+        "mode": "markers",
         "name": "here",
         "x": [] if here is None else [here.device_bytes / size_bytes],
         "y": [] if here is None else [here.link_bytes_per_s / _GBYTES_PER_S],
-        "text": [] if here is None else [here.label],
-        "textposition": "top center",
-        "textfont": {"color": "white", "size": 13},
-        "marker": {"symbol": "star", "size": 17, "color": "white", "line": {"color": "black", "width": 1.5}},
+        "marker": {"symbol": "star", "size": 18, "color": "white", "line": {"color": "black", "width": 1.5}},
         "hoverinfo": "skip",
     }
+
+
+def _mark_label(here: Here | None, size_bytes: int) -> list[dict[str, object]]:
+    if here is None:
+        return []
+    memory, rate = here.device_bytes / size_bytes, here.link_bytes_per_s / _GBYTES_PER_S
+    return [_label(plain(here.label), memory, rate, yshift=20)]

@@ -5,6 +5,7 @@ come out of files are escaped by `plain`: plotly reads a little HTML in every te
 """
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -43,13 +44,15 @@ LANE_NAMES: dict[TraceLane, str] = {
     "draft": "draft",
     "host": "host",
 }
+MUTED = "#767676"  # of texts that stand beside no colour: 4 to 1 against a white page and a dark one
 IDLE_COLOUR = "rgba(140,140,140,0.18)"
-IDLE_PATTERN = {"shape": "/", "fgcolor": "rgba(140,140,140,0.75)", "bgcolor": IDLE_COLOUR, "size": 6, "solidity": 0.2}
+IDLE_PATTERN = {"shape": "/", "fgcolor": "rgba(140,140,140,0.45)", "bgcolor": IDLE_COLOUR, "size": 6, "solidity": 0.2}
 
 FONT = "Inter, system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 INKS: dict[Theme, str] = {"light": "#24292f", "dark": "#d7dde5"}
 _GRIDS: dict[Theme, str] = {"light": "rgba(36,41,47,0.12)", "dark": "rgba(215,221,229,0.16)"}
 _HEIGHT = 340  # pixels
+_NO_BUTTONS = ["zoom", "pan", "select2d", "lasso2d", "zoomin", "zoomout", "autoscale"]  # dragging still zooms
 
 
 def _template(theme: Theme) -> go.layout.Template:
@@ -64,14 +67,17 @@ def _template(theme: Theme) -> go.layout.Template:
     return go.layout.Template(
         layout={
             "font": {"family": FONT, "size": 13, "color": ink},
-            "title": {"font": {"size": 16}, "x": 0, "xref": "paper", "xanchor": "left", "y": 0.97, "yanchor": "top"},
+            "title": {"font": {"size": 16}, "x": 0, "xref": "container", "xanchor": "left", "y": 1, "yanchor": "top"}
+            | {"pad": {"t": 10, "l": 12}},
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "colorway": list(PALETTE),
-            "margin": {"l": 12, "r": 16, "t": 64, "b": 12},
-            "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.2, "yanchor": "top"},
+            "margin": {"l": 12, "r": 16, "t": 74, "b": 12},
+            "legend": {"orientation": "h", "traceorder": "normal", "x": 0, "xref": "container", "xanchor": "left"}
+            | {"y": 0, "yref": "container", "yanchor": "bottom"},
+            "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": GREY, "activecolor": ink, "remove": _NO_BUTTONS},
             "xaxis": axis,
-            "yaxis": axis,
+            "yaxis": {**axis, "ticklabelstandoff": 6},
             "hoverlabel": {"font": {"family": FONT, "size": 13}, "align": "left"},
             "shapedefaults": {"line": {"color": ink}},
             "annotationdefaults": {"showarrow": False},
@@ -116,17 +122,34 @@ def from_zero(title: str, **more: object) -> dict[str, object]:
     return {"title": {"text": title}, "rangemode": "tozero", **more}
 
 
-def logarithmic(title: str, **more: object) -> dict[str, object]:
-    """An axis of memory or bandwidth, where a factor and not a difference is what counts."""
-    return {"title": {"text": title}, "type": "log", **more}
+def logarithmic(title: str, low: float, high: float, **more: object) -> dict[str, object]:
+    """An axis of memory or bandwidth, where a factor and not a difference is what counts, from `low` to `high`."""
+    ticks = decimal_ticks(low, high)
+    return {
+        "title": {"text": title},
+        "type": "log",
+        "range": [math.log10(low), math.log10(high)],
+        "tickvals": ticks,
+        "ticktext": [f"{tick:g}" for tick in ticks],
+        **more,
+    }
+
+
+def decimal_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of every decade between two positive numbers; these themselves where that leaves fewer than two."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    within = [factor * 10.0**decade for decade in decades for factor in (1, 2, 5)]
+    within = [tick for tick in within if low <= tick <= high]
+    return within if len(within) > 1 else [float(f"{end:.3g}") for end in dict.fromkeys((low, high))]
 
 
 def rows(positions: Sequence[float], names: Sequence[str], **more: object) -> dict[str, object]:
     """An axis of named rows, the first on top."""
+    ends = (positions[-1] + 0.5, positions[0] - 0.5) if positions else (0.5, -0.5)
     return {
         "tickvals": list(positions),
         "ticktext": [plain(name) for name in names],
-        "autorange": "reversed",
+        "range": list(ends),
         "showgrid": False,
         "zeroline": False,
         **more,
@@ -137,6 +160,12 @@ def faded(colour: str, share: float) -> str:
     """A colour of the palette at so much of its opacity."""
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
     return f"rgba({red},{green},{blue},{share:g})"
+
+
+def tint(colour: str, share: float) -> str:
+    """A colour of the palette with so much of it, the rest white; no page shines through it."""
+    mixed = (round(255 - (255 - int(colour[start : start + 2], 16)) * share) for start in (1, 3, 5))
+    return "#" + "".join(f"{part:02X}" for part in mixed)
 
 
 def plain(text: str) -> str:
