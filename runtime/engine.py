@@ -20,6 +20,7 @@ from runtime.draft.of_plan import Drafters
 from runtime.draft.steps import draft_model
 from runtime.host import MemoryGauge
 from runtime.model import StreamedModel
+from runtime.progress import Progress, progress_of
 from runtime.report import RunRecord, build_report
 from runtime.sampling import SamplingSettings
 from runtime.self_check import verify_run
@@ -177,6 +178,10 @@ class Generation:
         record.warnings += [warning for warning in warnings if warning not in record.warnings]
         record.memory = engine.gauge.peaks()
         return build_report(engine.plan, engine.target.streamed.link.label, record)
+
+    def progress(self) -> Progress:
+        """Where the run is, for another thread to show."""
+        return progress_of(self._engine.plan, self._engine.target, self._record)
 
     def _encode(self, request: Request) -> list[int]:
         if isinstance(request.prompt, str):

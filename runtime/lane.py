@@ -105,6 +105,11 @@ class Lane:
                 self._pump()
             self._filler.wake()
 
+    @property
+    def unit_under_way(self) -> int:
+        """The unit that the consumer uses, or would take next; read without the lock, to be shown."""
+        return self._ring.unit_of(self._ring.freed)
+
     def times(self) -> LaneTimes:
         """Seconds so far, a copy under way included."""
         with self._guard:

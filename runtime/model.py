@@ -7,6 +7,7 @@ so a module that the user put in place of another keeps streaming.
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -29,6 +30,14 @@ from runtime.weight_stream import Stream, StreamedUnit, StreamTimes
 _NUM_BOUNCE_BUFFERS = 2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamProgress:
+    """The streamed unit that the compute lane uses or waits for, and the bytes copied since the stream opened."""
+
+    unit: Unit
+    copied_bytes: int
+
+
 class StreamedModel:
     """Binds a skeleton's parameters as the plan places them, and streams while it is open.
 
@@ -43,6 +52,7 @@ class StreamedModel:
         self._checkpoint = checkpoint
         self.link: Link = open_link(plan.link, torch.device(plan.devices[0].name))
         self._travelling: list[tuple[StreamedUnit, Layout]] = []
+        self._streamed_units: list[Unit] = []  # in the order of their turns
         self._parameters: list[list[Parameters]] = []  # of each travelling unit, in each slot
         self._modules_in_slots: list[tuple[Binder, int]] = []  # with the module's turn
         self._stream: Stream | None = None
@@ -65,6 +75,12 @@ class StreamedModel:
     def times(self) -> StreamTimes:
         """Link and waiting times since the model was opened; zeros where nothing streams."""
         return StreamTimes() if self._stream is None else self._stream.times()
+
+    def progress(self) -> StreamProgress | None:
+        """Where a pass is, for another thread to show; None where nothing streams."""
+        if self._stream is None:
+            return None
+        return StreamProgress(unit=self._streamed_units[self._stream.turn], copied_bytes=self._stream.copied_bytes)
 
     def replaced_files(self) -> list[str]:
         """Checkpoint files whose path leads elsewhere by now."""
@@ -173,6 +189,7 @@ class StreamedModel:
         turn = len(self._travelling)
         streamed = StreamedUnit(label=label, num_bytes=layout.num_bytes, source=source, is_staged=is_staged)
         self._travelling.append((streamed, layout))
+        self._streamed_units.append(unit)
 
         def enter() -> Parameters:
             assert self._stream is not None

@@ -120,6 +120,16 @@ class Stream:
             copied_bytes=self._copied_bytes,
         )
 
+    @property
+    def turn(self) -> int:
+        """The unit that compute uses or waits for; read without a lock, to be shown."""
+        return self._lane.unit_under_way
+
+    @property
+    def copied_bytes(self) -> int:
+        """Bytes copied since the stream opened; where copies are asynchronous, those handed over."""
+        return self._copied_bytes
+
     def close(self) -> None:
         """End the threads; a unit that is waited for raises."""
         if self._disk_lane is not None:

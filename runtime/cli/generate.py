@@ -11,6 +11,8 @@ from planner.contracts.plan import Plan
 from runtime.statistics import show_statistics
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from planner.drafting import Drafting
     from runtime.engine import Generation
 
@@ -92,7 +94,8 @@ def generate(
     ] = False,
     trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the text.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No statistics.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No statistics and no live line.")] = False,
+    no_status: Annotated[bool, typer.Option("--no-status", help="No live line; only terminals have one.")] = False,
 ) -> None:
     """Continue a prompt: the text goes to stdout, statistics to stderr."""
     if plan is not None:
@@ -124,6 +127,7 @@ def generate(
     from runtime.api import Limits, load, prompt_tokens
     from runtime.engine import check_prompt_fits
     from runtime.sampling import SamplingSettings
+    from runtime.status_line import shown_status
     from runtime.trace import Trace
 
     if threads is not None:
@@ -168,7 +172,8 @@ def generate(
         generation = engine.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop or (), verify=verify)
         with ending_in_order():
             try:
-                _write_tokens(generation, is_shown=not as_json)
+                with shown_status(generation.progress, is_wanted=not (quiet or no_status)) as write:
+                    _write_tokens(generation, write, is_shown=not as_json)
             finally:
                 report = generation.report()
                 if as_json:
@@ -251,15 +256,13 @@ def _set_threads(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
 
 
-def _write_tokens(generation: "Generation", *, is_shown: bool) -> None:
+def _write_tokens(generation: "Generation", write: "Callable[[str], None]", *, is_shown: bool) -> None:
     """Write the text as it becomes final; to a terminal without control characters."""
     from runtime.tokenizer import printable
 
     is_terminal = sys.stdout.isatty()
     for token in generation:
         if is_shown and token.text:
-            sys.stdout.write(printable(token.text) if is_terminal else token.text)
-            sys.stdout.flush()
+            write(printable(token.text) if is_terminal else token.text)
     if is_shown:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+        write("\n")
