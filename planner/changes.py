@@ -47,9 +47,9 @@ def changed(situation: Situation, change: Change) -> Situation:
     """
     profile, request = situation.profile, situation.request
     link = request.wishes.link
-    now_bytes_per_s = link_bytes_per_s(profile, link)
-    wanted_bytes_per_s = change.link_bytes_per_s or now_bytes_per_s
-    gain = wanted_bytes_per_s / now_bytes_per_s / CODEC_BYTES_FRAC[change.codec]
+    gain = 1 / CODEC_BYTES_FRAC[change.codec]
+    if change.link_bytes_per_s is not None:
+        gain *= change.link_bytes_per_s / link_bytes_per_s(profile, link)
     if gain != 1:
         profile, link = with_faster_link(profile, link, gain)
     if change.draft is not None:

@@ -130,6 +130,11 @@ class Advice:
         """Predicted tok/s in the median; 0 where nothing runs."""
         return 0.0 if self.recommendation is None else self.recommendation.choice.tokens_per_s
 
+    @classmethod
+    def refused(cls, name: str, error: DraftstreamError) -> Self:
+        """Of a machine that cannot run it, or of which too little is known."""
+        return cls(name=name, recommendation=None, why_not=f"{error.what}; try {error.remedy}")
+
 
 class Case:
     """A situation after a change, and what the planner says of it. Raises: as `recommend` does."""
@@ -277,7 +282,7 @@ def compared(situations: dict[str, Situation]) -> list[Advice]:
         try:
             advice.append(Advice(name=name, recommendation=recommend(situation.profile, situation.request)))
         except DraftstreamError as error:
-            advice.append(Advice(name=name, recommendation=None, why_not=f"{error.what}; try {error.remedy}"))
+            advice.append(Advice.refused(name, error))
     return sorted(advice, key=lambda entry: -entry.tokens_per_s)
 
 

@@ -328,6 +328,7 @@ COMMANDS = [
     ("planner", ["--help"]),
     ("planner", ["plan", "--help"]),
     ("planner", ["recommend", "--help"]),
+    ("planner", ["what-if", "--help"]),
     ("planner", ["simulate", "--help"]),
     ("planner", ["profile", "--help"]),
     ("planner", ["drafts", "--help"]),

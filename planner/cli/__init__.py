@@ -12,6 +12,7 @@ from planner.cli.profile import profile
 from planner.cli.recommend import recommend
 from planner.cli.show import show
 from planner.cli.simulate import simulate
+from planner.cli.what_if import what_if
 from planner.console import EXIT_CODES, run
 
 app = typer.Typer(
@@ -22,8 +23,8 @@ app = typer.Typer(
 )
 
 
-for command in (profile, recommend, drafts, simulate, compare, show, plan):
-    app.command(epilog=EXIT_CODES)(command)
+for command in (profile, recommend, what_if, drafts, simulate, compare, show, plan):
+    app.command(command.__name__.replace("_", "-"), epilog=EXIT_CODES)(command)
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ from planner.cli.options import (
     Force,
     Headroom,
     HostMemory,
+    Html,
     Link,
     Machines,
     MaxTokens,
@@ -29,6 +30,10 @@ from planner.cli.options import (
     Threads,
 )
 from planner.contracts.errors import DraftstreamError, UsageError
+
+if TYPE_CHECKING:
+    from planner.cli.sources import Situation
+    from planner.contracts.recommendation import Recommendation
 
 QualityFloor = Literal["stored", "16bit"]
 DraftKindFlag = Literal["auto", "none", "chain", "tree", "ngram", "hybrid"]
@@ -78,6 +83,7 @@ def recommend(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the plan here; else into the cache.")] = None,
     compare: Annotated[bool, typer.Option(help="A table of machines, or of drafts on one machine.")] = False,
     explain: Annotated[bool, typer.Option(help="Every draft length, rival and refusal.")] = False,
+    html: Html = None,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
@@ -86,8 +92,12 @@ def recommend(
     from planner.contracts.plan import Workload
     from planner.drafting import draftings_for
     from planner.recommend import recommend as choose
-    from planner.render import show_comparison, show_recommendation
+    from planner.render import command_line, show_comparison, show_recommendation
 
+    if html is not None:
+        from planner.extras import check_page
+
+        check_page(html)
     asked = Asked(
         profile=profile,
         machines=tuple(machine or ()),
@@ -119,14 +129,17 @@ def recommend(
     if len(several) == 1:
         (situation,) = several
         recommendation = choose(situation.profile, situation.request)
+        is_kept = out is not None or html is not None or not as_json
+        plan_path = situation.keep(recommendation.plan, out) if is_kept else Path()
+        if html is not None:
+            line = command_line(recommendation.plan, plan_path, is_sampled=sampled, num_threads=threads)
+            _write_page(situation, recommendation, line, html)
         if as_json:
             sys.stdout.write(recommendation.to_json())
-            if out is not None:
-                recommendation.plan.write(out)
             return
         show_recommendation(
             recommendation,
-            plan_path=situation.keep(recommendation.plan, out),
+            plan_path=plan_path,
             is_here=situation.is_here,
             explain=explain,
             is_sampled=sampled,
@@ -143,8 +156,36 @@ def recommend(
             failures.append((situation.label, error))
     if not found:
         raise failures[0][1]
+    if html is not None:
+        _write_comparison(found, failures, html)
     if as_json:
         documents = [entry.model_dump(mode="json") for _, entry in found]
         sys.stdout.write(json.dumps(documents, indent=2) + "\n")
     else:
         show_comparison(found, [(label, f"{error.what}; try {error.remedy}") for label, error in failures])
+
+
+def _write_page(situation: "Situation", recommendation: "Recommendation", line: str, path: Path) -> None:
+    """Write the recommendation, its figures and the line to paste as a page. Raises: ResourceFailureError."""
+    from planner.changes import Situation
+    from planner.report_page.html import write_page
+    from planner.report_page.situation import recommendation_document
+    from planner.what_if_view import view_of
+
+    asked = Situation(profile=situation.profile, request=situation.request)
+    view = view_of(situation.label, asked, recommendation)
+    write_page(path, recommendation_document(view, line))
+
+
+def _write_comparison(
+    found: "list[tuple[str, Recommendation]]", failures: list[tuple[str, DraftstreamError]], path: Path
+) -> None:
+    """Write the recommendations side by side as a page, the fastest first. Raises: ResourceFailureError."""
+    from planner.report_page.html import write_page
+    from planner.report_page.situation import comparison_document
+    from planner.what_if import Advice
+
+    advice = [Advice(name=label, recommendation=entry) for label, entry in found]
+    advice.sort(key=lambda entry: -entry.tokens_per_s)
+    advice += [Advice.refused(label, error) for label, error in failures]
+    write_page(path, comparison_document(advice))
