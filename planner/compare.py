@@ -21,7 +21,7 @@ from planner.schedule import Schedule, round_time_s, schedule_of
 
 Part = Literal["link_busy_s", "compute_s", "draft_s", "host_s"]  # of a round's schedule, by the component's name
 
-_MOST_MEMORY = 1.08  # planned over measured (DESIGN.md section 3)
+MOST_MEMORY = 1.08  # planned over measured (DESIGN.md section 3)
 _SPEED, _TOKENS = "generated_tokens_per_s", "tokens_per_round"
 _PARTS: tuple[Part, ...] = ("link_busy_s", "compute_s", "draft_s", "host_s")
 _BY_NAME = {component.name: component for component in COMPONENTS}
@@ -214,7 +214,7 @@ def _value(component: Component, performance: Performance) -> float:
 
 def _is_inside(component: Component, low: float, middle: float, high: float, measured: float) -> bool | None:
     if component.is_memory:
-        return measured <= middle <= _MOST_MEMORY * measured
+        return measured <= middle <= MOST_MEMORY * measured
     return low <= measured <= high if middle else None
 
 

@@ -17,6 +17,7 @@ from planner.contracts.performance import LinkSplit, Performance, RoundSplit
 from planner.contracts.plan import LinkChoice, Workload
 from planner.contracts.profile import Profile
 from planner.contracts.report import Report
+from planner.schedule import SAME_STEP_FRAC
 from planner.scoring import num_rounds
 from planner.terms import RoundTerms, TermFactors, drawn_rounds_of
 from planner.timing import link_name, spread_frac
@@ -94,10 +95,9 @@ def calibrated(start: ModelError, reports: Iterable[Report]) -> ModelError:
     for report in reports:
         num_runs += 1
         for name in COMPONENTS:
-            predicted, measured = component_of(report.predicted, name), component_of(report.measured, name)
-            if predicted and measured:
-                applied = report.plan.calibration.get(name, 1.0)
-                ratios[name].append(math.log(measured / predicted * applied))
+            ratio = logged_ratio(report, name)
+            if ratio is not None:
+                ratios[name].append(math.log(ratio))
     error = replace(start, num_runs=num_runs, frac=dict(start.frac), factor=dict(start.factor))
     for name, logged in ratios.items():
         if not logged:
@@ -108,6 +108,12 @@ def calibrated(start: ModelError, reports: Iterable[Report]) -> ModelError:
             squares = _PRIOR_RUNS * start.frac[name] ** 2 + sum((ratio - middle) ** 2 for ratio in logged)
             error.frac[name] = math.sqrt(squares / (_PRIOR_RUNS + count - 1))
     return error
+
+
+def logged_ratio(report: Report, name: Component) -> float | None:
+    """Measured over what the model predicted before any correction; None where either is missing or 0."""
+    predicted, measured = component_of(report.predicted, name), component_of(report.measured, name)
+    return measured / predicted * report.plan.calibration.get(name, 1.0) if predicted and measured else None
 
 
 def component_of(performance: Performance, name: Component) -> float | None:
@@ -210,15 +216,21 @@ def _values(drawn: Outlook, workload: Workload, memory: Performance) -> dict[str
         "tokens_per_round": drawn.tokens_per_round,
         "round_s": drawn.round_s,
         "compute_s": drawn.compute_s,
-        "waiting_for_weights_s": np.maximum(0.0, drawn.round_s - lanes_s),
+        "waiting_for_weights_s": _left_s(drawn.round_s, lanes_s),
         "draft_s": drawn.draft_s,
         "host_s": drawn.host_s,
         "unexplained_s": np.zeros(1),
         "busy_s": drawn.link_s,
-        "waiting_for_slot_s": np.maximum(0.0, drawn.round_s - drawn.link_s),
+        "waiting_for_slot_s": _left_s(drawn.round_s, drawn.link_s),
         "waiting_for_disk_s": np.zeros(1),
         "bytes_per_s": (memory.streamed_bytes_per_pass or 0) / busy_s,
     }
+
+
+def _left_s(whole_s: FloatArray, part_s: FloatArray) -> FloatArray:
+    """What a part leaves of a whole; nothing where only rounding tells them apart."""
+    left_s = whole_s - part_s
+    return np.where(left_s > SAME_STEP_FRAC * whole_s, left_s, 0.0)
 
 
 def _performance(of: dict[str, float], memory: Performance, survival: tuple[float, ...] | None) -> Performance:

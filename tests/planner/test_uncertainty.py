@@ -244,3 +244,15 @@ def test_each_end_of_an_interval_is_its_fields_own_quantile(name: str) -> None:
     _, low, high = performances(drawn(), WORKLOAD, Performance(streamed_bytes_per_pass=1000), ())
     ends = [getattr(each.link if name == "bytes_per_s" else each, name) for each in (low, high)]
     assert ends[0] < ends[1]
+
+
+def test_what_only_rounding_leaves_of_a_round_is_no_waiting() -> None:
+    # all on the device: compute of .1 s, draft of .2 s; .1 + .2 is not .3 in floating point
+    resident = replace(
+        TERMS, is_streamed_U=np.array([False, False]), compute_s_U=np.array([0.1, 0.0]), copy_s_U=np.zeros(2)
+    )
+    found = drawn(replace(resident, draft_s=0.2, host_s=0.0), CERTAIN)
+    longer = replace(found, round_s=found.compute_s + found.draft_s + found.host_s + 1e-16)
+    for performance_of in performances(longer, WORKLOAD, Performance(), ()):
+        assert performance_of.round is not None
+        assert performance_of.round.waiting_for_weights_s == 0.0
