@@ -144,7 +144,7 @@ def _leading(hits: Sequence[bool], start: int, most: int) -> int:
 
 def chain_yield(recordings: Sequence[AcceptanceRecording], draft_len: int) -> Yield:
     """Tokens per round of a chain under greedy verification. Raises: BadInputError, where no draft was recorded."""
-    return yield_of(_chain_counts(recordings, draft_len))
+    return yield_of(chain_counts(recordings, draft_len))
 
 
 def sampled_yield(recordings: Sequence[AcceptanceRecording], draft_len: int) -> Yield:
@@ -160,15 +160,10 @@ def sampled_yield(recordings: Sequence[AcceptanceRecording], draft_len: int) -> 
 
 def ngram_yield(recordings: Sequence[AcceptanceRecording], draft_len: int, min_match_tokens: int) -> Yield:
     """Tokens per round of n-gram drafts. Raises: BadInputError, where no matches were recorded."""
-    replays = [
-        replay_ngram(recording.match_lengths[1:], recording.match_hits[1:], draft_len, min_match_tokens)
-        for recording in recordings
-        if len(recording.match_hits) > 1
-    ]
-    counts_PK = [counts_of([run or 0 for run in rounds], draft_len) for rounds in replays]
+    replays = _ngram_replays(recordings, draft_len, min_match_tokens)
     num_proposed = sum(run is not None for rounds in replays for run in rounds)
     proposed_frac = num_proposed / max(1, sum(map(len, replays)))
-    return yield_of(stacked(counts_PK, "matches"), proposed_frac)
+    return yield_of(_ngram_counts(replays, draft_len), proposed_frac)
 
 
 def curve_yield(curve: AcceptanceCurve, draft_len: int) -> Yield:
@@ -191,15 +186,23 @@ def bootstrap_over_prompts(
 
     Raises: BadInputError, where no draft was recorded.
     """
-    counts_PK = _chain_counts(recordings, draft_len)
-    num_prompts = len(counts_PK)
-    draws_DP = np.random.default_rng(seed).multinomial(num_prompts, [1 / num_prompts] * num_prompts, size=num_draws)
-    means_D = draws_DP @ counts_PK.sum(axis=1) / (draws_DP @ counts_PK[:, 0])
-    low, high = np.percentile(means_D, [_P10, _P90])
+    counts_PK = chain_counts(recordings, draft_len)
+    low, high = quotients_over_prompts(counts_PK.sum(axis=1), counts_PK[:, 0], seed=seed, num_draws=num_draws)
     return float(low), float(high)
 
 
-def _chain_counts(recordings: Sequence[AcceptanceRecording], draft_len: int) -> FloatArray:
+def quotients_over_prompts(
+    parts_PX: FloatArray, wholes_P: FloatArray, *, seed: int, num_draws: int = 2000
+) -> tuple[FloatArray, FloatArray]:
+    """P10 and P90, (X) each, of the sums of parts over the sum of wholes, prompts drawn with replacement."""
+    num_prompts = len(wholes_P)
+    draws_DP = np.random.default_rng(seed).multinomial(num_prompts, [1 / num_prompts] * num_prompts, size=num_draws)
+    quotients_XD = (draws_DP @ parts_PX).T / (draws_DP @ wholes_P)
+    low_X, high_X = np.percentile(quotients_XD, [_P10, _P90], axis=-1)
+    return low_X, high_X
+
+
+def chain_counts(recordings: Sequence[AcceptanceRecording], draft_len: int) -> FloatArray:
     """Counts per prompt. The first token of a text comes out of its prefill, so that rounds start at the second."""
     return stacked(
         [
@@ -209,6 +212,25 @@ def _chain_counts(recordings: Sequence[AcceptanceRecording], draft_len: int) -> 
         ],
         "ranks of a draft",
     )
+
+
+def ngram_counts(recordings: Sequence[AcceptanceRecording], draft_len: int, min_match_tokens: int) -> FloatArray:
+    """Counts per prompt of n-gram drafts. Raises: BadInputError, where no matches were recorded."""
+    return _ngram_counts(_ngram_replays(recordings, draft_len, min_match_tokens), draft_len)
+
+
+def _ngram_replays(
+    recordings: Sequence[AcceptanceRecording], draft_len: int, min_match_tokens: int
+) -> list[tuple[int | None, ...]]:
+    return [
+        replay_ngram(recording.match_lengths[1:], recording.match_hits[1:], draft_len, min_match_tokens)
+        for recording in recordings
+        if len(recording.match_hits) > 1
+    ]
+
+
+def _ngram_counts(replays: Sequence[Sequence[int | None]], draft_len: int) -> FloatArray:
+    return stacked([counts_of([run or 0 for run in rounds], draft_len) for rounds in replays], "matches")
 
 
 def stacked(counts_PK: Sequence[FloatArray], what: str) -> FloatArray:

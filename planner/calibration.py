@@ -1,6 +1,7 @@
 """How often the target takes a token that the draft gives some probability: a rising curve from recordings."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,29 +16,48 @@ _MOST_LOG_ODDS = 9.2  # of one ten-thousandth, the last digit that is recorded
 _LEAST_TOKENS = 256  # fewer candidates than these say less than the draft itself
 
 
-def calibration(recordings: Sequence[AcceptanceRecording]) -> ProbabilityCurve | None:
-    """The curve over the eight first choices at every position, pooled; None where too few are recorded.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbabilityBin:
+    """Candidates to which the draft gave much the same probability, and how many of them the target took."""
 
-    Candidates are gathered in bins of equal width in the log odds of the draft's probability. A bin's share counts one
-    more candidate, which is taken as often as the draft says, so that no share is 0 or 1; isotonic regression then
-    makes the shares rise.
+    mean_prob: float
+    num_candidates: int
+    num_taken: int
+
+
+def probability_bins(recordings: Sequence[AcceptanceRecording]) -> tuple[ProbabilityBin, ...]:
+    """The eight first choices at every position, pooled, in bins of equal width in the log odds; none if not recorded.
+
+    Bins without a candidate are left out; the probabilities ascend.
     """
     probs_C, is_taken_C = _candidates(recordings)
-    if len(probs_C) < _LEAST_TOKENS:
-        return None
     log_odds_C = np.log(probs_C) - np.log1p(-probs_C)
     bin_C = ((log_odds_C / _MOST_LOG_ODDS + 1) / 2 * _NUM_BINS).astype(np.int64).clip(0, _NUM_BINS - 1)
     num_B = np.bincount(bin_C, minlength=_NUM_BINS)
-    is_used_B = num_B > 0
-    num_U = num_B[is_used_B]
-    mean_U = np.bincount(bin_C, probs_C, _NUM_BINS)[is_used_B] / num_U
-    share_U = (np.bincount(bin_C, is_taken_C, _NUM_BINS)[is_used_B] + mean_U) / (num_U + 1)
-    risen = risen_shares(share_U.tolist(), (num_U + 1).tolist())
+    probs_B = np.bincount(bin_C, probs_C, _NUM_BINS)
+    taken_B = np.bincount(bin_C, is_taken_C, _NUM_BINS)
+    return tuple(
+        ProbabilityBin(mean_prob=float(probs_B[b] / num_B[b]), num_candidates=int(num_B[b]), num_taken=int(taken_B[b]))
+        for b in np.flatnonzero(num_B)
+    )
+
+
+def calibration(recordings: Sequence[AcceptanceRecording]) -> ProbabilityCurve | None:
+    """The curve over the eight first choices at every position, pooled; None where too few are recorded.
+
+    Candidates are gathered in bins of like probability. A bin's share counts one more candidate, which is taken as
+    often as the draft says, so that no share is 0 or 1; isotonic regression then makes the shares rise.
+    """
+    bins = probability_bins(recordings)
+    if sum(entry.num_candidates for entry in bins) < _LEAST_TOKENS:
+        return None
+    counts = [entry.num_candidates + 1 for entry in bins]
+    shares = [(entry.num_taken + entry.mean_prob) / count for entry, count in zip(bins, counts, strict=True)]
     ranks_T = np.concatenate([np.array(entry.ranks, dtype=np.int64) for entry in recordings if entry.top_probs])
     right_J = np.bincount(ranks_T[ranks_T < NUM_TOP_PROBS], minlength=NUM_TOP_PROBS)
     return ProbabilityCurve(
-        draft_probs=tuple(mean_U.tolist()),
-        accepted_shares=risen,
+        draft_probs=tuple(entry.mean_prob for entry in bins),
+        accepted_shares=risen_shares(shares, counts),
         by_rank_frac=tuple((right_J / len(ranks_T)).tolist()),
     )
 
