@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from planner.figures.style import BLUE, GREY, VERMILLION, faded
 
-RATIO_TICKS = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+_RATIO_TICKS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+_LEAST_RATIO, _MOST_RATIO = 0.1, 10.0
 
 
 def band(
@@ -48,7 +49,8 @@ def inside_marker(is_inside: bool | None) -> dict[str, object]:
     """A filled dot inside its interval, a cross outside, a ring where there is none."""
     colours = {True: BLUE, False: VERMILLION, None: GREY}
     symbols = {True: "circle", False: "x", None: "circle-open"}
-    return {"symbol": symbols[is_inside], "color": colours[is_inside], "size": 11, "line": {"width": 1.5}}
+    width = 1.5 if is_inside is None else 0
+    return {"symbol": symbols[is_inside], "color": colours[is_inside], "size": 11, "line": {"width": width}}
 
 
 INSIDE_NAMES: dict[bool | None, str] = {
@@ -58,17 +60,24 @@ INSIDE_NAMES: dict[bool | None, str] = {
 }
 
 
-def ratio_axis(title: str, ratios: Sequence[float]) -> dict[str, object]:
-    """A logarithmic axis of ratios, labelled as differences in percent; it shows 1 and goes as far as the ratios do."""
-    known = [ratio for ratio in ratios if ratio > 0]
-    reach = max([math.log10(1.12), *(abs(math.log10(ratio)) for ratio in known)]) * 1.08
-    reach = min(reach, 1.0)
-    shown = [tick for tick in RATIO_TICKS if abs(math.log10(tick)) <= reach]
+def ratio_axis(title: str, ratios: Sequence[float], *, most_ticks: int = 9) -> dict[str, object]:
+    """A logarithmic axis of ratios, labelled as differences in percent; 1 is in its middle, and the furthest inside."""
+    reach = max([math.log10(1.12), *(abs(math.log10(ratio)) for ratio in ratios)]) * 1.08
+    ticks = [1.0]
+    for tick in sorted(_RATIO_TICKS, key=lambda tick: abs(math.log10(tick))):
+        is_apart = all(abs(math.log10(tick / other)) > 2 * reach / (most_ticks + 1) for other in ticks)
+        if abs(math.log10(tick)) <= reach and is_apart:
+            ticks.append(tick)
     return {
         "title": {"text": title},
         "type": "log",
         "range": [-reach, reach],
-        "tickvals": shown,
-        "ticktext": ["0 %" if tick == 1 else f"{tick - 1:+.0%}".replace("%", " %") for tick in shown],
+        "tickvals": sorted(ticks),
+        "ticktext": ["0" if tick == 1 else f"{100 * tick - 100:+.0f}" for tick in sorted(ticks)],
         "zeroline": False,
     }
+
+
+def clipped(ratio: float) -> float:
+    """A ratio that can be drawn: what lies out of bounds stands at the bound."""
+    return min(max(ratio, _LEAST_RATIO), _MOST_RATIO)

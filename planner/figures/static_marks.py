@@ -184,14 +184,14 @@ def _markers(panel: Panel, marker: Spec, xs: Sequence[float], ys: Sequence[float
         raise _not_drawn(f"a marker {symbol}")
     edge, colour = marker.get("line", {}), colour_of(marker.get("color", default))
     is_open, is_stroke = symbol.endswith("-open"), _SYMBOLS[name] in "|_"
-    edge_colour = colour if is_open or is_stroke else colour_of(edge.get("color", "rgba(0,0,0,0)"))
+    edge_colour = colour if is_open else colour_of(edge.get("color", "rgba(0,0,0,0)"))
     return panel.axes.scatter(
         xs,
         ys,
         s=(marker.get("size", 6) * PT_PER_PX) ** 2,
         marker=_SYMBOLS[name],
         facecolors="none" if is_open and not is_stroke else [colour],
-        edgecolors=[edge_colour],
+        edgecolors=None if is_stroke else [edge_colour],
         linewidths=max(edge.get("width", 0), 1.5 * is_open) * PT_PER_PX,
         alpha=marker.get("opacity"),
         zorder=3,
