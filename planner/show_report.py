@@ -71,7 +71,7 @@ def _show_comparison(page: Page, report: Report) -> None:
     try:
         comparison = compare(report)
     except BadInputError as error:
-        page.lines([f"not compared: {error.why}"], style="yellow")
+        page.lines([f"not compared: {error.what}, as {error.why}"], style="yellow")
         _show_each(page, report)
         return
     has_ends = page.width >= _COLUMNS_WITH_ENDS
@@ -81,12 +81,14 @@ def _show_comparison(page: Page, report: Report) -> None:
 
 
 def _show_each(page: Page, report: Report) -> None:
+    is_one_memory = report.measured.total_bytes is not None and report.measured.device_bytes is None
     rows = []
     for entry in COMPONENTS:
         predicted, measured = entry.of(report.predicted), entry.of(report.measured)
-        if predicted is not None or measured is not None:
-            values = (UNKNOWN if predicted is None else entry.shown(predicted), or_not_measured(measured, entry.shown))
-            rows.append((entry.label, *values))
+        is_part = entry.is_memory and is_one_memory and measured is None
+        if not is_part and (predicted is not None or measured is not None):
+            shown = UNKNOWN if predicted is None else entry.shown(predicted)
+            rows.append((entry.label, shown, or_not_measured(measured, entry.shown)))
     page.table(("", "predicted", "measured"), rows)
 
 

@@ -324,8 +324,18 @@ def test_run_without_rounds_is_not_measured_rather_than_zero() -> None:
     assert below(text, "rounds") == ["  not measured"]
     assert below(text, "accepted tokens of a round") == ["  not measured"]
     compared = below(text, "predicted beside measured")
-    assert compared[0] == "  not compared: the run ended after 0 tokens (interrupted)"
+    assert compared[0] == (
+        "  not compared: the report has no speed to compare, as the run ended after 0 tokens (interrupted)"
+    )
     assert all(line.endswith("not measured") for line in compared[2:])
+
+
+def test_memory_that_is_measured_as_one_is_not_missing_its_parts() -> None:
+    made = plan(predicted_p10=None, predicted_p90=None)
+    text = page(report(performance(total_bytes=100 * MIB), made))
+    compared = below(text, "predicted beside measured")
+    assert [line.split()[0] for line in compared][-1] == "memory"
+    assert not any("not measured" in line for line in compared)
 
 
 # --- profiles ---
