@@ -6,7 +6,7 @@ It predicts memory but no speed; it decides what lies where so that everything f
 import math
 from dataclasses import dataclass, replace
 
-from planner.contracts.copied_text import MOST_TEXT_TOKENS, TEXT_BYTES
+from planner.contracts.copied_text import CORPUS_TOKEN_BYTES, MOST_TEXT_TOKENS, TEXT_BYTES
 from planner.contracts.errors import NoFeasiblePlanError, UsageError
 from planner.contracts.layer_parts import Granularity
 from planner.contracts.model_shape import ModelShape
@@ -55,6 +55,7 @@ class Wishes:
     most_residents: int | None = None  # layers, which are then placed whole
     granularity: Granularity = "layers"
     draft_on_host: bool = False  # where the device is another one than the CPU
+    corpus_tokens: int = 0  # of files that n-grams copy from
     overheads: Overheads = DEFAULT_OVERHEADS
 
 
@@ -99,6 +100,7 @@ def plan_for_budget(target: ModelShape, draft: ModelShape | None, budget: Budget
         slots=num_slots,
         staging=staging,
         draft=_draft(draft, wishes),
+        corpus_tokens=wishes.corpus_tokens if wishes.drafting.has_copies else 0,
         units=tuple(units),
         memory=memory,
         predicted=Performance(
@@ -171,7 +173,9 @@ def fixed_memory(target: ModelShape, draft: ModelShape | None, wishes: Wishes) -
     if draft is not None and wishes.link.kind == "cuda" and not on_host:
         num_places = wishes.context_tokens + wishes.drafting.draft_nodes
         draft_kv_bytes += step_bytes(draft, wishes.dtype, pass_nodes=wishes.drafting.pass_nodes, num_places=num_places)
-    copies_bytes = min(wishes.context_tokens, MOST_TEXT_TOKENS) * TEXT_BYTES if wishes.drafting.has_copies else 0
+    own_text_bytes = min(wishes.context_tokens, MOST_TEXT_TOKENS) * TEXT_BYTES
+    searched_bytes = own_text_bytes + wishes.corpus_tokens * CORPUS_TOKEN_BYTES
+    copies_bytes = searched_bytes if wishes.drafting.has_copies else 0
     return MemorySplit(
         residents_bytes=0,
         slots_bytes=0,

@@ -67,6 +67,7 @@ def request_for(
     draftings: Sequence[Drafting] | None = None,
     num_slots: int | None = None,
     draft_on_host: bool = False,
+    corpus_tokens: int = 0,
 ) -> Request:
     """A request by a profile, with what the user fixed; what is None is the planner's to choose.
 
@@ -88,6 +89,7 @@ def request_for(
             device=device,
             draft_on_host=draft_on_host and link.kind == "cuda",
             overheads=Overheads.of(profile.memory),
+            corpus_tokens=corpus_tokens,
         ),
         workload=workload,
         draftings=EVERY_DRAFTING if draftings is None else tuple(draftings),

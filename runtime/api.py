@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ from planner.contracts.plan import (
 from planner.contracts.profile import Profile
 from planner.contracts.quantities import format_bytes, parse_bytes
 from runtime.checkpoint import Checkpoint
+from runtime.draft.corpus import Corpus, num_corpus_tokens, read_texts, with_corpus
 from runtime.engine import Engine, Generation, Token, cannot_roll_back
 from runtime.host import MemoryGauge, free_device_bytes, free_host_bytes
 from runtime.hub import model_folder
@@ -52,6 +54,7 @@ __all__ = [
     "Limits",
     "Token",
     "context_for",
+    "corpus_texts",
     "load",
     "make_plan",
     "plan_by_profile",
@@ -89,6 +92,14 @@ def prompt_tokens(
     return encode_prompt(load_tokenizer(folder), prompt, is_chat=is_chat, system=system)
 
 
+def corpus_texts(target: str | Path, paths: Sequence[Path]) -> list[Sequence[int]]:
+    """The tokens of text files that n-grams copy from. Raises: BadInputError."""
+    if not paths:
+        return []
+    encode = partial(load_tokenizer(model_folder(str(target))).encode, add_special_tokens=False)
+    return read_texts(paths, encode)
+
+
 def context_for(target: str | Path, num_prompt_tokens: int, max_tokens: int) -> int:
     """Tokens of a context that holds the prompt and what may follow, as far as the model's own context goes."""
     return min(num_prompt_tokens + max_tokens, _shape(target).max_context_tokens)
@@ -105,6 +116,7 @@ def make_plan(
     num_slots: int = 2,
     dtype: Dtype | None = None,
     link: LinkChoice | str | None = None,
+    corpus_tokens: int = 0,
 ) -> Plan:
     """A plan that fits this machine and the limits; nothing is loaded. `drafting` is another kind than a chain.
 
@@ -138,6 +150,7 @@ def make_plan(
         link=link,
         device=str(device),
         num_slots=num_slots,
+        corpus_tokens=corpus_tokens,
     )
     return plan_for_budget(target_shape, draft_shape, budget_for(limits or Limits(), device), wishes)
 
@@ -153,6 +166,7 @@ def plan_by_profile(
     link: LinkChoice | str | None = None,
     never_speculate: bool = False,
     is_sampled: bool = False,
+    corpus_tokens: int = 0,
 ) -> Plan:
     """The best plan by what was measured, with predictions; what is None is the planner's to choose.
 
@@ -173,6 +187,7 @@ def plan_by_profile(
         context_tokens=context_tokens,
         draftings=draftings,
         num_slots=num_slots,
+        corpus_tokens=corpus_tokens,
     )
     request = replace(request, never_speculate=never_speculate, is_sampled=is_sampled)
     ranking = rank(profile, request)
@@ -217,6 +232,10 @@ def load(
     device = _device_of(plan)
     _check_fits_machine(plan, device)
     folder = _folder_of_plan(str(target or plan.target.name), plan.target.fingerprint, "target")
+    texts = corpus_texts(folder.path, ngram_corpus)
+    if texts:
+        plan = with_corpus(plan, num_corpus_tokens(texts))
+        _check_fits_machine(plan, device)
     draft_folder = None
     if isinstance(plan.draft, ModelDraft):
         draft_folder = _folder_of_plan(str(draft or plan.draft.model), plan.draft.fingerprint, "draft")
@@ -234,7 +253,7 @@ def load(
             tokenizer,
             gauge,
             trace,
-            ngram_corpus=ngram_corpus,
+            corpus=Corpus(texts) if texts else None,
             draft_may_fail=draft_may_fail,
         )
         opened.pop_all()  # the engine closes them

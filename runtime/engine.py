@@ -3,8 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Self
 
 from transformers import PreTrainedTokenizerBase
@@ -67,7 +65,7 @@ class Engine:
         gauge: MemoryGauge,
         trace: Trace | None = None,
         *,
-        ngram_corpus: Sequence[Path] = (),
+        corpus: Corpus | None = None,
         draft_may_fail: bool = False,
     ) -> None:
         self.plan = plan
@@ -85,9 +83,7 @@ class Engine:
             plan=plan,
             draft=self.draft,
             vocab_size=self.target.streamed.vocab_size,
-            corpus=Corpus.read(ngram_corpus, partial(tokenizer.encode, add_special_tokens=False))
-            if ngram_corpus
-            else None,
+            corpus=corpus,
             may_fail=draft_may_fail,
         )
         self.end_tokens = end_tokens(target.model, tokenizer)

@@ -9,3 +9,4 @@ PRIOR_TOKENS = 8.0  # observed ones that the table counts for
 
 MOST_TEXT_TOKENS = 2**18  # of the own text, that are searched: the latest ones
 TEXT_BYTES = 600  # that the search takes for each of them at most
+CORPUS_TOKEN_BYTES = 400  # of other texts, at most: natural ones took 185, random ones of two tokens 390

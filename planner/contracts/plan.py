@@ -150,8 +150,8 @@ class RoundCosts(Contract):
 class ProbabilityCurve(Contract):
     """How often the target takes a token, by the probability that the draft gives it; rising, linear in between.
 
-    `by_rank_frac` is how often it takes the draft's first choice, its second and so on, on average over a text; empty where
-    that is not known.
+    `by_rank_frac` is how often it takes the draft's first choice, its second and so on, on average over texts; empty
+    where that is not known.
     """
 
     draft_probs: tuple[float, ...] = Field(min_length=2)
@@ -256,6 +256,7 @@ class Plan(ContractFile):
     draft: Draft
     round_costs: RoundCosts | None = None  # None: every round drafts as much as the plan allows
     draft_calibration: ProbabilityCurve | None = None  # None: the draft's probabilities are taken at their word
+    corpus_tokens: int = Field(default=0, ge=0)  # of files that n-grams copy from; part of memory.host_overhead_bytes
     units: tuple[Unit, ...] = Field(min_length=1)
     memory: MemorySplit
     predicted: Performance

@@ -124,7 +124,8 @@ def generate(
         _check_is_text(name, given)
 
     from planner.console import ending_in_order
-    from runtime.api import Limits, load, prompt_tokens
+    from runtime.api import Limits, corpus_texts, load, prompt_tokens
+    from runtime.draft.corpus import num_corpus_tokens
     from runtime.engine import check_prompt_fits
     from runtime.sampling import SamplingSettings
     from runtime.status_line import shown_status
@@ -156,6 +157,7 @@ def generate(
                 ),
                 is_sampled=temperature > 0,
                 is_quiet=quiet,
+                corpus_tokens=num_corpus_tokens(corpus_texts(target, ngram_corpus or ())),
             )
         )
     else:

@@ -50,6 +50,7 @@ class Wanted:
     limits: Limits
     is_sampled: bool
     is_quiet: bool
+    corpus_tokens: int = 0
 
 
 def choose_plan(wanted: Wanted) -> Plan:
@@ -144,6 +145,7 @@ def _plan_by(profile: Profile, wanted: Wanted) -> Plan:
         link=wanted.link,
         never_speculate=wanted.no_spec,
         is_sampled=wanted.is_sampled,
+        corpus_tokens=wanted.corpus_tokens,
     )
 
 
@@ -160,6 +162,7 @@ def _plan_by_memory(wanted: Wanted) -> Plan:
             num_slots=num_slots,
             dtype=wanted.dtype,
             link=wanted.link,
+            corpus_tokens=wanted.corpus_tokens,
         )
 
     try:

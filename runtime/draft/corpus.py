@@ -1,14 +1,62 @@
 """Text files whose continuations n-gram drafting offers besides the text's own: read once, used by every request."""
 
+from array import array
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
 
+from planner.contracts.copied_text import CORPUS_TOKEN_BYTES
 from planner.contracts.errors import BadInputError
+from planner.contracts.performance import Performance
+from planner.contracts.plan import HybridDraft, NgramDraft, Plan
 from planner.contracts.untrusted_files import open_untrusted, shown
 from runtime.draft.automaton import SEPARATOR, SuffixAutomaton
 
 MOST_CORPUS_BYTES = 16 * 2**20
+
+
+def read_texts(
+    paths: Sequence[Path], encode: Callable[[str], Sequence[int]], most_bytes: int = MOST_CORPUS_BYTES
+) -> list[Sequence[int]]:
+    """The tokens of each of these UTF-8 files, which together have at most `most_bytes`.
+
+    Raises: BadInputError, naming the first file that cannot be read, is empty, is no text, or is one too many.
+    """
+    texts: list[Sequence[int]] = []
+    num_bytes_left = most_bytes
+    for path in paths:
+        content = _content(path, num_bytes_left, most_bytes)
+        num_bytes_left -= len(content)
+        texts.append(array("i", encode(_decoded(path, content))))
+    return texts
+
+
+def num_corpus_tokens(texts: Sequence[Sequence[int]]) -> int:
+    """Tokens of a corpus of these texts, with one more for the end of each."""
+    return sum(len(tokens) + 1 for tokens in texts)
+
+
+def with_corpus(plan: Plan, num_tokens: int) -> Plan:
+    """The plan with the memory of so large a corpus, where it was made for a smaller one and copies from it."""
+    more_bytes = (num_tokens - plan.corpus_tokens) * CORPUS_TOKEN_BYTES
+    if more_bytes <= 0 or not isinstance(plan.draft, NgramDraft | HybridDraft):
+        return plan
+    host_overhead_bytes = plan.memory.host_overhead_bytes + more_bytes
+    return plan.model_copy(
+        update={
+            "corpus_tokens": num_tokens,
+            "memory": plan.memory.model_copy(update={"host_overhead_bytes": host_overhead_bytes}),
+            "predicted": _larger(plan.predicted, more_bytes),
+            "predicted_p10": None if plan.predicted_p10 is None else _larger(plan.predicted_p10, more_bytes),
+            "predicted_p90": None if plan.predicted_p90 is None else _larger(plan.predicted_p90, more_bytes),
+        }
+    )
+
+
+def _larger(predicted: Performance, more_bytes: int) -> Performance:
+    sizes = {"host_bytes": predicted.host_bytes, "total_bytes": predicted.total_bytes}
+    update = {name: None if num_bytes is None else num_bytes + more_bytes for name, num_bytes in sizes.items()}
+    return predicted.model_copy(update=update)
 
 
 class Corpus:
@@ -30,17 +78,8 @@ class Corpus:
     def read(
         cls, paths: Sequence[Path], encode: Callable[[str], Sequence[int]], most_bytes: int = MOST_CORPUS_BYTES
     ) -> Self:
-        """The corpus of UTF-8 files, which together have at most `most_bytes`.
-
-        Raises: BadInputError, naming the first file that cannot be read, is empty, is no text, or is one too many.
-        """
-        texts = []
-        num_bytes_left = most_bytes
-        for path in paths:
-            content = _content(path, num_bytes_left, most_bytes)
-            num_bytes_left -= len(content)
-            texts.append(encode(_decoded(path, content)))
-        return cls(texts)
+        """The corpus of files; see `read_texts`. Raises: BadInputError."""
+        return cls(read_texts(paths, encode, most_bytes))
 
 
 def _content(path: Path, num_bytes_left: int, most_bytes: int) -> bytes:

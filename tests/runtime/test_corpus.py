@@ -1,9 +1,13 @@
 """Files to draft from: what is read, that texts stay apart, and what is refused with what to do about it."""
 
+import random
+import tracemalloc
+from array import array
 from pathlib import Path
 
 import pytest
 
+from planner.contracts.copied_text import CORPUS_TOKEN_BYTES
 from planner.contracts.errors import BadInputError
 from runtime.draft.automaton import NO_MATCH, SEPARATOR
 from runtime.draft.corpus import Corpus
@@ -28,6 +32,19 @@ def test_files_are_read_as_utf8_and_matched_one_by_one(tmp_path: Path) -> None:
     assert longest_match(corpus, "größer\n") == 7
     assert longest_match(corpus, "größer\nals er") == 6  # no match runs from one file into the next
     assert list(corpus.text.tokens).count(SEPARATOR) == 2
+
+
+@pytest.mark.parametrize("num_letters", [2, 3, 20, 5000])
+def test_no_text_takes_more_memory_than_a_plan_counts(num_letters: int) -> None:
+    drawn = random.Random(num_letters)
+    text = array("i", (drawn.randrange(num_letters) for _ in range(20_000)))
+    tracemalloc.start()
+    try:
+        corpus = Corpus([text])
+        num_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert num_bytes <= CORPUS_TOKEN_BYTES * corpus.num_tokens
 
 
 def test_limit_holds_for_all_files_together(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from tiny_models import FAMILIES, TinyModel, placed, resident, stock_greedy
 
+from planner.contracts.copied_text import CORPUS_TOKEN_BYTES
 from planner.contracts.errors import BadInputError, ResourceFailureError
 from planner.contracts.plan import Plan, RoundCosts
 from planner.drafting import Drafting, chain, ngram, tree
-from runtime.api import load, make_plan
-from runtime.draft.corpus import Corpus
+from runtime.api import corpus_texts, load, make_plan
+from runtime.draft.corpus import Corpus, num_corpus_tokens
 from runtime.engine import Engine
 from runtime.proposal import Proposal
 from runtime.sampling import SamplingSettings
@@ -112,6 +113,22 @@ def test_a_corpus_that_is_no_text_is_refused(content: bytes, what: str, tiny_mod
     corpus.write_bytes(content)
     with pytest.raises(BadInputError, match=what):
         load(plan=plan_of(tiny_model("llama"), None, ngram(8)), ngram_corpus=[corpus])
+
+
+def test_a_plan_covers_the_corpus_whether_it_knew_of_it_or_not(tiny_model: TinyModel, tmp_path: Path) -> None:
+    target, file = tiny_model("llama"), tmp_path / "corpus.txt"
+    file.write_text("ab" * 100)
+    num_tokens = num_corpus_tokens(corpus_texts(target, [file]))
+    without = make_plan(target, drafting=ngram(8), context_tokens=96)
+    knowing = make_plan(target, drafting=ngram(8), context_tokens=96, corpus_tokens=num_tokens)
+    more_bytes = num_tokens * CORPUS_TOKEN_BYTES
+    assert knowing.memory.host_bytes == without.memory.host_bytes + more_bytes
+    for plan in (without, knowing):
+        with load(plan=plan, ngram_corpus=[file]) as engine:
+            assert engine.plan == knowing
+    with load(plan=without) as engine:
+        assert engine.plan == without
+    assert make_plan(target, context_tokens=96, corpus_tokens=num_tokens).corpus_tokens == 0  # nothing is copied
 
 
 class Rubbish:
