@@ -32,15 +32,18 @@ def progress_of(plan: Plan, target: CachedModel, record: RunRecord) -> Progress:
     num_prompt_passes = -(-record.prompt_tokens // chunk_tokens)
     pass_number = num_prompt_passes + len(record.rounds) + 1
     phase: Phase = "text" if record.finish_reason == "interrupted" else "check"
+    stream = target.streamed.progress()
     if record.prompt_s == 0:
-        num_begun = -(-target.num_seen // chunk_tokens) if target.can_roll_back else 1
+        num_seen = target.num_seen if target.can_roll_back else 0
+        waits_for_first = stream is not None and stream.unit.index == 0 and stream.unit.kind in ("layer", "attention")
+        num_begun = num_seen // chunk_tokens + 1 if waits_for_first else -(-num_seen // chunk_tokens)
         pass_number, phase = min(max(1, num_begun), num_prompt_passes), "prompt"
     return Progress(
         phase=phase,
         pass_number=pass_number,
         num_prompt_passes=num_prompt_passes,
         num_layers=sum(unit.kind in ("layer", "mlp") for unit in plan.units),
-        stream=target.streamed.progress(),
+        stream=stream,
         rounds=record.rounds,
         has_draft=plan.draft.kind != "none",
     )

@@ -93,7 +93,7 @@ class LinkRate:
 def _pass(progress: Progress) -> str:
     match progress.phase:
         case "prompt":
-            return f"reading the prompt, pass {progress.pass_number}/{progress.num_prompt_passes}"
+            return f"prompt, pass {progress.pass_number}/{progress.num_prompt_passes}"
         case "check":
             return "verifying"
     return f"pass {progress.pass_number}"

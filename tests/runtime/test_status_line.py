@@ -23,6 +23,8 @@ from terminal import Terminal
 
 from planner.contracts.performance import RoundSplit
 from planner.contracts.plan import Unit
+from profiles import demo_folder
+from runtime.api import Limits, load, make_plan
 from runtime.decode import Round
 from runtime.model import StreamProgress
 from runtime.progress import Phase, Progress
@@ -91,11 +93,9 @@ def test_line_names_pass_layer_link_speed_and_what_was_accepted() -> None:
 def test_prompt_has_no_speed_yet_but_moves() -> None:
     status = StatusText(STARTED_S)
     reading = progress(phase="prompt", pass_number=2, stream=streaming(0, unit(index=0)))
-    assert status.line(reading, STARTED_S + 0.4, 200) == "0 s  reading the prompt, pass 2/4  layer 1/80"
+    assert status.line(reading, STARTED_S + 0.4, 200) == "0 s  prompt, pass 2/4  layer 1/80"
     later = progress(phase="prompt", pass_number=2, stream=streaming(4 * GB, unit("mlp", 11)))
-    assert status.line(later, STARTED_S + 2.4, 200) == (
-        "2 s  reading the prompt, pass 2/4  layer 12/80  link 2.00 GB/s"
-    )
+    assert status.line(later, STARTED_S + 2.4, 200) == ("2 s  prompt, pass 2/4  layer 12/80  link 2.00 GB/s")
 
 
 def test_line_leaves_out_what_a_run_does_not_have() -> None:
@@ -146,6 +146,27 @@ def test_link_rate_forgets_and_falls_when_nothing_arrives() -> None:
     falling = [rate.bytes_per_s(now_s) or 0.0 for now_s in (23.1, 24.0, 30.0, 60.0)]
     assert falling == sorted(falling, reverse=True)
     assert falling[-1] == pytest.approx(3 * GB / 43, rel=0.05)
+
+
+@pytest.mark.parametrize("memory", ["6MiB", "64MiB"], ids=["streamed", "resident"])
+def test_run_says_where_it_is_after_each_token(memory: str) -> None:
+    plan = make_plan(demo_folder("target"), limits=Limits(device=memory), context_tokens=64, link="disk")
+    with load(plan=plan) as engine:
+        generation = engine.generate([5] * 40, max_tokens=4)
+        before = generation.progress()
+        assert (before.phase, before.pass_number) == ("prompt", 1)
+        assert before.num_prompt_passes == -(-40 // plan.prefill_chunk_tokens)
+        for count, _ in enumerate(generation):
+            now = generation.progress()
+            assert now.pass_number == before.num_prompt_passes + count + 1
+            assert now.phase == ("text" if count < 3 else "check")
+            assert len(now.rounds) == count
+            if memory == "64MiB":
+                assert now.stream is None
+            else:
+                assert now.stream is not None
+                assert now.stream.unit == plan.streamed[0], "between passes the first unit is awaited"
+                assert now.stream.copied_bytes >= (before.num_prompt_passes + count) * plan.streamed_bytes
 
 
 # --- what it does to the screen ---
@@ -364,7 +385,7 @@ def _never() -> Progress:
 
 BOUND_S = 120
 STREAMING = ["--link", "emulated:60MB/s", "--device-memory", "6MiB", "-c", "96", "-n", "12", "--threads", "1"]
-LINE = re.compile(r"\d+ s  (?:reading the prompt, pass \d/\d|pass \d+|verifying)")
+LINE = re.compile(r"\d+ s  (?:prompt, pass \d/\d|pass \d+|verifying)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,7 +448,7 @@ def test_line_runs_under_the_text_and_is_gone_at_the_end(tmp_path: Path) -> None
     shown = in_terminal('"$@"', "--no-spec")
     assert shown.code == 0, shown.data
     seen = LINE.findall(shown.data)
-    assert any(line.startswith("0 s  reading the prompt") for line in seen), "it moves before the first token"
+    assert any(line.startswith("0 s  prompt") for line in seen), "it moves before the first token"
     passes = [int(line.rpartition(" ")[2]) for line in seen if "  pass " in line]
     assert passes == sorted(passes)
     assert passes[-1] > passes[0] >= 2, "the prompt's pass is the first"
