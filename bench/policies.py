@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from bench.recorded_draft import RecordedModel
 from bench.texts import Recording
 from planner.contracts.plan import ProbabilityCurve, RoundCosts
+from planner.drafting import Drafting
 from runtime.draft.base import Drafter
 from runtime.draft.costs import Costs
 from runtime.draft.model import ChainDrafter
@@ -23,7 +24,7 @@ from runtime.sampling import SamplingSettings, Uniforms
 STATIC_LENS = (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 24, 32, 40, 48, 64)
 TIERS = (1, 3, 7, 15)
 MOST_NODES = 64
-_TREE_DEPTH, _PASS_NODES = 12, 8
+FULL_TREE = Drafting(kind="tree", num_nodes=MOST_NODES, max_depth=12, pass_nodes=8)
 _CHUNK_TOKENS = 512
 _NODES_THAT_DOUBLE_A_PASS = 64
 
@@ -96,10 +97,10 @@ def linear_costs(verify_cost: float, draft_cost: float | None = None) -> Costs:
 # --- the runtime's drafters ---
 
 
-def ngram_drafter(costs: Costs, vocab_size: int) -> NgramDrafter:
+def ngram_drafter(costs: Costs, vocab_size: int, num_nodes: int = MOST_NODES) -> NgramDrafter:
     """The n-gram drafter as a plan would make it."""
     return NgramDrafter(
-        num_nodes=MOST_NODES, max_depth=MOST_NODES, min_match_tokens=1, costs=costs, corpus=None, vocab_size=vocab_size
+        num_nodes=num_nodes, max_depth=num_nodes, min_match_tokens=1, costs=costs, corpus=None, vocab_size=vocab_size
     )
 
 
@@ -120,7 +121,11 @@ def chain_drafter(model: RecordedModel, costs: Costs, curve: ProbabilityCurve | 
 
 
 def tree_drafter(
-    model: RecordedModel, costs: Costs, curve: ProbabilityCurve | None, ngram: NgramDrafter | None = None
+    model: RecordedModel,
+    costs: Costs,
+    curve: ProbabilityCurve | None,
+    ngram: NgramDrafter | None = None,
+    size: Drafting = FULL_TREE,
 ) -> TreeDrafter:
     """The adaptive tree; with an n-gram drafter the hybrid."""
     settings = SamplingSettings()
@@ -130,18 +135,24 @@ def tree_drafter(
         Uniforms(settings.seed),
         vocab_size=model.streamed.vocab_size,
         chunk_tokens=_CHUNK_TOKENS,
-        num_nodes=MOST_NODES,
-        max_depth=_TREE_DEPTH,
-        pass_nodes=_PASS_NODES,
+        num_nodes=size.num_nodes,
+        max_depth=size.max_depth,
+        pass_nodes=size.pass_nodes,
         calibration=curve,
         costs=costs,
         ngram=ngram,
     )
 
 
-def hybrid_drafter(model: RecordedModel, costs: Costs, curve: ProbabilityCurve | None, vocab_size: int) -> TreeDrafter:
+def hybrid_drafter(
+    model: RecordedModel,
+    costs: Costs,
+    curve: ProbabilityCurve | None,
+    vocab_size: int,
+    size: Drafting = FULL_TREE,
+) -> TreeDrafter:
     """The adaptive tree with copies of earlier text in it."""
-    return tree_drafter(model, costs, curve, ngram_drafter(costs, vocab_size))
+    return tree_drafter(model, costs, curve, ngram_drafter(costs, vocab_size, size.num_nodes), size)
 
 
 def replayed(drafter: Drafter, recording: Recording, cost: Callable[[Proposal], float]) -> Iterator[Round]:

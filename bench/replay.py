@@ -4,13 +4,15 @@ Scores are tokens per unit of cost: a pass takes 1, each drafted token verified 
 and c / 64 more for each of its nodes. The drafters are the runtime's own. Against the one of n-grams: the best static
 length over a fine grid, the best one of each phase (an oracle), and an oracle that knows in each round how many tokens
 will be accepted. Those with a draft model run over what the demo draft was recorded to say (`--record` makes the
-recordings); against them: the best static length of either drafter, known afterwards.
+recordings), with probabilities calibrated on other texts; against them: the best static length of either drafter and
+the best static tree, sizes known afterwards.
 """
 
 import argparse
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -38,7 +40,9 @@ from bench.policies import (
     tree_drafter,
     walked,
 )
+from bench.profiled import known_before
 from bench.recorded_draft import RecordedModel
+from bench.static_trees import StaticTrees
 from bench.texts import (
     DATA,
     Recording,
@@ -50,8 +54,6 @@ from bench.texts import (
     written_texts,
 )
 from planner.calibration import calibration
-from planner.contracts.plan import ProbabilityCurve
-from planner.contracts.profile import AcceptanceRecording
 from profiles import demo_folder
 from runtime.api import load
 from runtime.draft.base import Drafter
@@ -71,11 +73,14 @@ def main() -> None:
     parser.add_argument("--verify-costs", type=float, nargs="+", default=VERIFY_COSTS)
     parser.add_argument("--only", choices=("ngrams", "drafts"))
     parser.add_argument("--record", type=Path, help="write recordings with the demo pair to this file, and stop")
+    parser.add_argument(
+        "--part", choices=("profile", "evaluation"), default="evaluation", help="of the texts to record"
+    )
     options = parser.parse_args()
     if options.record is not None:
         folders = {role: demo_folder(role) for role in ("target", "draft")}
         with load(folders["target"], draft=folders["draft"], context_tokens=_CONTEXT_TOKENS) as engine:
-            write_recordings(options.record, written_texts(engine))
+            write_recordings(options.record, written_texts(engine, options.part))
         return
     print_header("replay")
     tokenizer = AutoTokenizer.from_pretrained(demo_folder("target"))
@@ -160,17 +165,22 @@ def draft_rows(
     for index, one in enumerate(recordings):
         kinds[one.kind].append(index)
     chances = [(ngram_chances(one, vocab_size), model_chances(one)) for one in recordings]
+    trees = StaticTrees(recordings)
     rows = []
     for name, chosen in {**kinds, "all": range(len(recordings))}.items():
         num_tokens = sum(len(recordings[index].output) for index in chosen)
         print(f"\n{name}: {len(chosen)} texts, {num_tokens} tokens; draft pass {DRAFT_COST}")
-        print("     v  best n-gram K  best chain K |  n-gram   chain    tree  hybrid | hybrid over static, tree")
+        print("        best static:                                |  adaptive:                     | hybrid over")
+        print("     v       n-grams          chain           tree  |  n-gram   chain    tree  hybrid | static    tree")
         for verify_cost in verify_costs:
             tallies = {
                 policy: total(entry for index in chosen for entry in rounds[policy, verify_cost][index])
                 for policy in ADAPTIVE
             }
-            rows.append(draft_row(name, [chances[index] for index in chosen], tallies, verify_cost))
+            (num_nodes, depth), static_tree = trees.best(chosen, verify_cost, DRAFT_COST)
+            statics = best_statics([chances[index] for index in chosen], verify_cost)
+            statics["tree"] = (f"{num_nodes}/{depth}", static_tree)
+            rows.append(draft_row(name, statics, tallies, verify_cost))
     with_phases = [index for index, one in enumerate(recordings) if one.phases]
     if with_phases:
         rows += phase_rows(
@@ -184,10 +194,11 @@ def adaptive_rounds(
     recordings: Sequence[Recording], verify_costs: Sequence[float], vocab_size: int
 ) -> dict[tuple[str, float], list[list[Round]]]:
     """The rounds of every adaptive policy at every cost of verification, of each recording."""
-    curves = halves_curves(recordings)
+    curve_of = lru_cache(maxsize=None)(calibration)
+    known = known_before(recordings)
     rounds: dict[tuple[str, float], list[list[Round]]] = defaultdict(list)
     for index, one in enumerate(recordings):
-        model, curve = RecordedModel(one, vocab_size), curves[index % 2]
+        model, curve = RecordedModel(one, vocab_size), curve_of(known[index])
         for verify_cost in verify_costs:
             costs = linear_costs(verify_cost, DRAFT_COST)
             drafters: dict[str, Drafter] = {
@@ -204,44 +215,34 @@ def adaptive_rounds(
     return rounds
 
 
-def halves_curves(recordings: Sequence[Recording]) -> tuple[ProbabilityCurve | None, ProbabilityCurve | None]:
-    """The calibration for every second text, from the first or the second on: always from the others."""
-    entries = [
-        AcceptanceRecording(
-            domain=one.kind,
-            prompt_tokens=len(one.prompt),
-            ranks=one.ranks,
-            draft_probs=one.draft_probs,
-            top_probs=one.top_probs,
-        )
-        for one in recordings
-    ]
-    return calibration(entries[1::2]), calibration(entries[::2])
+def best_statics(chances: Sequence[tuple[Chances, Chances]], verify_cost: float) -> dict[str, tuple[str, Tally]]:
+    """The best static length of copies and of the draft's chain, with what each writes and costs."""
+    copied_len, copied = best_static([copies for copies, _ in chances], verify_cost)
+    chain_len, chain = best_static([drafted for _, drafted in chances], verify_cost + pass_cost(DRAFT_COST))
+    return {"ngram": (str(copied_len), copied), "chain": (str(chain_len), chain)}
 
 
 def draft_row(
-    name: str, chances: Sequence[tuple[Chances, Chances]], tallies: Mapping[str, Tally], verify_cost: float
+    name: str, statics: Mapping[str, tuple[str, Tally]], tallies: Mapping[str, Tally], verify_cost: float
 ) -> dict[str, object]:
-    """One line: the best static lengths, the adaptive drafters."""
-    copied_len, copied = best_static([copies for copies, _ in chances], verify_cost)
-    chain_len, chain = best_static([drafted for _, drafted in chances], verify_cost + pass_cost(DRAFT_COST))
+    """One line: the best static drafters with their sizes, the adaptive ones."""
     rates = {policy: tallies[policy].rate for policy in ADAPTIVE}
-    gain = rates["hybrid"] / max(copied.rate, chain.rate) - 1
+    gain = rates["hybrid"] / max(tally.rate for _, tally in statics.values()) - 1
     over_tree = rates["hybrid"] / rates["tree"] - 1
-    shown = "  ".join(f"{rate:6.3f}" for rate in rates.values())
     missed = "" if gain >= GOAL_FRAC else "  below the goal"
     print(
-        f"{verify_cost:6.3f}  {copied_len:5}: {copied.rate:6.3f}  {chain_len:4}: {chain.rate:6.3f} |  {shown} | "
-        f"{gain:+7.1%}  {over_tree:+7.1%}{missed}",
+        f"{verify_cost:6.3f}  "
+        + "  ".join(f"{size:>5}: {tally.rate:6.3f}" for size, tally in statics.values())
+        + " |  "
+        + "  ".join(f"{rate:6.3f}" for rate in rates.values())
+        + f" | {gain:+7.1%}  {over_tree:+7.1%}{missed}",
         flush=True,
     )
     return {
         "set": f"drafted {name}",
         "verify_cost": verify_cost,
-        "best_static_ngram": copied_len,
-        "static_ngram": copied.rate,
-        "best_static_chain": chain_len,
-        "static_chain": chain.rate,
+        **{f"best_static_{kind}": size for kind, (size, _) in statics.items()},
+        **{f"static_{kind}": tally.rate for kind, (_, tally) in statics.items()},
         **rates,
         "hybrid_gain_frac": gain,
         "hybrid_over_tree_frac": over_tree,

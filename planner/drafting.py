@@ -56,6 +56,11 @@ class Drafting:
         return self.kind in ("ngram", "hybrid")
 
     @property
+    def most_accepted_tokens(self) -> int:
+        """Of a round; copies in a hybrid go deeper than its draft does."""
+        return min(self.num_nodes, MAX_DRAFT_LEN) if self.kind == "hybrid" else self.max_depth
+
+    @property
     def tree_nodes(self) -> int:
         """Nodes that hang on the sequence while a pass verifies them, its last token too; a chain is part of it."""
         return self.num_verified if self.kind not in ("none", "chain") else 0
@@ -197,6 +202,8 @@ def _of_size(num_nodes: int) -> tuple[Drafting, ...]:
 
 EVERY_CHAIN = tuple(chain(length) for length in _CHAIN_LENS)
 EVERY_TREE = tuple(tree(nodes, depth) for nodes, depth in product(_TREE_NODES, _TREE_DEPTHS) if depth <= nodes)
-EVERY_HYBRID = tuple(tree(entry.num_nodes, entry.max_depth, "hybrid") for entry in EVERY_TREE)
+EVERY_HYBRID = tuple(  # the deepest ones are copies, which need no pass for each level
+    tree(entry.num_nodes, entry.max_depth, "hybrid") for entry in EVERY_TREE if entry.max_depth < max(_TREE_DEPTHS)
+)
 EVERY_NGRAM = tuple(ngram(nodes) for nodes in _NGRAM_NODES)
 EVERY_DRAFTING = (NO_DRAFTING, *EVERY_CHAIN, *EVERY_TREE, *EVERY_NGRAM, *EVERY_HYBRID)

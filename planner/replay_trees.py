@@ -36,6 +36,7 @@ SCATTER = (2.0, 0.25)
 _STEPS_PER_COST = 32
 _GRID = int(MOST_COST * _STEPS_PER_COST) + 2
 _LEAST_PROB = 1e-9
+_COPY_DEPTHS = (6, 8, 12, 16, 24, 32, 48, MAX_DRAFT_LEN)
 _ENOUGH = 4.0 * MAX_TREE_NODES
 _LEAST_BELOW = 1e-3  # fewer expected nodes than these are none
 _ROUNDING = 1e-9
@@ -106,18 +107,34 @@ class DraftRows:
         row_weights: FloatArray = weights_T / weights_T.sum()
         return row_weights
 
+    def most_depth(self, max_depth: int) -> int:
+        """Levels of a tree whose draft has so many: copies need no pass for each, and go on below."""
+        return max_depth if self.copies is None else max(max_depth, MAX_DRAFT_LEN)
+
     def path_costs(self, max_depth: int) -> "Paths":
-        """Every start with every depth that the target's path reaches within MOST_COST."""
-        starts, depths, costs = [], [], []
+        """Every start with the depths that the target's path reaches within MOST_COST; the draft to `max_depth`.
+
+        Below that, where copies alone go on, with some of them: those of _COPY_DEPTHS, and the path's last.
+        """
+        starts: list[IntArray] = []
+        depths: list[IntArray] = []
+        costs: list[FloatArray] = []
         starts_Q, spent_Q = np.arange(len(self.ranks_T)), np.zeros(len(self.ranks_T))
-        for depth in range(1, max_depth + 1):
+        for depth in range(1, self.most_depth(max_depth) + 1):
             is_inside_Q = starts_Q + depth < self.ends_T[starts_Q]  # the round's last token is the target's
             starts_Q, spent_Q = starts_Q[is_inside_Q], spent_Q[is_inside_Q]
-            spent_Q = spent_Q + self._step_costs(starts_Q, depth - 1)
+            spent_Q = spent_Q + self._step_costs(starts_Q, depth - 1, is_drafted=depth <= max_depth)
             starts_Q, spent_Q = starts_Q[spent_Q <= MOST_COST], spent_Q[spent_Q <= MOST_COST]
+            if len(starts_Q) == 0:
+                break
+            if depth > max_depth + 1 and depth - 1 not in _COPY_DEPTHS:
+                is_last_Q = ~np.isin(starts[-1], starts_Q, assume_unique=True)
+                starts[-1], depths[-1], costs[-1] = starts[-1][is_last_Q], depths[-1][is_last_Q], costs[-1][is_last_Q]
             starts.append(starts_Q)
             depths.append(np.full(len(starts_Q), depth))
             costs.append(spent_Q)
+        if not starts:
+            return Paths(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
         return Paths(np.concatenate(starts), np.concatenate(depths), np.concatenate(costs))
 
     def count_nodes(self, starts_Q: IntArray, costs_Q: FloatArray, max_depth: int) -> "NodeCounts":
@@ -128,14 +145,15 @@ class DraftRows:
         counts = NodeCounts(np.zeros(len(starts_Q)), np.zeros(len(starts_Q)))
         spent_Q = np.zeros(len(starts_Q))
         alive_Q = np.arange(len(starts_Q))
-        for depth in range(max_depth):
+        for depth in range(self.most_depth(max_depth)):
             is_inside_Q = starts_Q[alive_Q] + depth < self.ends_T[starts_Q[alive_Q]]
             alive_Q = alive_Q[is_inside_Q]
             left_Q = costs_Q[alive_Q] - spent_Q[alive_Q] + _ROUNDING
-            self._count_children(counts, alive_Q, starts_Q[alive_Q] + depth, left_Q, max_depth - depth - 1)
+            if depth < max_depth:
+                self._count_children(counts, alive_Q, starts_Q[alive_Q] + depth, left_Q, max_depth - depth - 1)
             if self.copies is not None:
-                self._count_wrong_copies(counts, alive_Q, starts_Q[alive_Q], depth, left_Q, max_depth - depth - 1)
-            steps_Q = self._step_costs(starts_Q[alive_Q], depth)
+                self._count_wrong_copies(counts, alive_Q, starts_Q[alive_Q], depth, left_Q, max_depth)
+            steps_Q = self._step_costs(starts_Q[alive_Q], depth, is_drafted=depth < max_depth)
             is_reached_Q = steps_Q <= left_Q
             alive_Q = alive_Q[is_reached_Q]
             spent_Q[alive_Q] += steps_Q[is_reached_Q]
@@ -145,9 +163,9 @@ class DraftRows:
                 break
         return counts
 
-    def _step_costs(self, starts_Q: IntArray, depth: int) -> FloatArray:
+    def _step_costs(self, starts_Q: IntArray, depth: int, *, is_drafted: bool) -> FloatArray:
         """Of the target's token at a depth below each start: the draft's, or that of a copy where it costs less."""
-        own_Q: FloatArray = self.own_costs_T[starts_Q + depth]
+        own_Q: FloatArray = self.own_costs_T[starts_Q + depth] if is_drafted else np.full(len(starts_Q), np.inf)
         if self.copies is None:
             return own_Q
         is_copied_Q = self.copies.runs_T[starts_Q] > depth
@@ -174,7 +192,7 @@ class DraftRows:
         starts_Q: IntArray,
         depth: int,
         left_Q: FloatArray,
-        num_levels: int,
+        max_depth: int,
     ) -> None:
         """Add the copied tokens from the first one on that the target does not write, and what the draft adds there.
 
@@ -185,8 +203,10 @@ class DraftRows:
         rest_Q = left_Q - copy_costs_Q
         chosen_Q = np.flatnonzero((self.copies.runs_T[starts_Q] == depth) & (rest_Q >= 0))
         rest_Q, copy_costs_Q = rest_Q[chosen_Q], copy_costs_Q[chosen_Q]
+        num_levels = self.most_depth(max_depth) - depth - 1
         counts.known_Q[alive_Q[chosen_Q]] += 1 + np.minimum(num_levels, rest_Q // copy_costs_Q)
-        counts.below_Q[alive_Q[chosen_Q]] += self._below(rest_Q, num_levels)
+        if depth + 1 < max_depth:
+            counts.below_Q[alive_Q[chosen_Q]] += self._below(rest_Q, max_depth - depth - 1)
 
     def _below(self, left_Q: FloatArray, num_levels: int) -> FloatArray:
         below_Q: FloatArray = self.subtree_nodes[num_levels].take((left_Q * _STEPS_PER_COST + 0.5).astype(np.int64))

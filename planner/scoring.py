@@ -149,7 +149,7 @@ class Scorer:
             draft_s=draft_s * factors["draft"],
             host_s=host_s * factors["host"],
             tokens_per_round=self._tokens_per_round(candidate, tokens),
-            max_depth=candidate.drafting.max_depth,
+            max_depth=candidate.drafting.most_accepted_tokens,
         )
 
     def serial_round_s(self, candidate: Candidate) -> float:
@@ -226,7 +226,7 @@ class Scorer:
 
     def _tokens_per_round(self, candidate: Candidate, tokens: Yield) -> float:
         """The corrected mean, within what the draft allows."""
-        return min(max(1.0, tokens.mean * self._factors["tokens"]), candidate.drafting.max_depth + 1.0)
+        return min(max(1.0, tokens.mean * self._factors["tokens"]), candidate.drafting.most_accepted_tokens + 1.0)
 
     def _draft_s(self, candidate: Candidate, tokens: Yield, load_bytes_per_s: float) -> float:
         """Seconds of drafting in a round: the first pass of the model, the others, and looking up n-grams."""

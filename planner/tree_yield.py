@@ -75,9 +75,15 @@ class _GreedyReplay:
 
     def tokens(self, num_nodes: int, max_depth: int) -> Yield:
         paths, counts = self._counted(max_depth)
-        reach_TK = np.zeros((len(self._rows.ranks_T), max_depth + 1))
+        deepest = max(max_depth, min(num_nodes, int(paths.depths_Q.max(initial=0))))
+        inside = np.flatnonzero(paths.depths_Q <= deepest)
+        starts_Q, depths_Q = paths.starts_Q[inside], paths.depths_Q[inside]
+        reach_TK = np.zeros((len(self._rows.ranks_T), deepest + 1))
         reach_TK[:, 0] = 1.0
-        reach_TK[paths.starts_Q, paths.depths_Q] = counts.fits(num_nodes)
+        reach_TK[starts_Q, depths_Q] = counts.fits(num_nodes)[inside]
+        if deepest > max_depth:  # where not all depths were counted it is as at the next one that was
+            below_TK = reach_TK[:, max_depth:]
+            below_TK[:] = np.maximum.accumulate(below_TK[:, ::-1], axis=1)[:, ::-1]
         return _yield(self._rows, np.minimum.accumulate(reach_TK, axis=1))
 
     def _count(self, max_depth: int) -> tuple[Paths, NodeCounts]:

@@ -1,12 +1,14 @@
 """Tokens per round of every way to draft, from a profile's recordings of a kind of text, or from a published curve."""
 
 from functools import lru_cache
+from typing import Protocol
 
 from planner.acceptance import Yield, chain_yield, curve_yield, ngram_yield, sampled_yield
 from planner.calibration import calibration
 from planner.contracts.errors import BadInputError
+from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import ProbabilityCurve
-from planner.contracts.profile import AcceptanceRecording, Profile
+from planner.contracts.profile import AcceptanceCurve, AcceptanceRecording
 from planner.drafting import Drafting
 from planner.published_tree import published_tree_yield
 from planner.timing import missing
@@ -16,10 +18,26 @@ _MIN_MATCH_TOKENS = 1
 _NOTHING = Yield(mean=1.0, between_frac=0.0, round_frac=0.0, num_prompts=1, survival=())
 
 
+class Recorded(Protocol):
+    """What is replayed: a profile's recordings and curves, and the drafts that those are of."""
+
+    @property
+    def acceptance(self) -> tuple[AcceptanceRecording, ...]:
+        """Of drafts, and of texts alone."""
+
+    @property
+    def curves(self) -> tuple[AcceptanceCurve, ...]:
+        """What was published."""
+
+    @property
+    def drafts(self) -> tuple[ModelShape, ...]:
+        """By whose names curves are found."""
+
+
 class Yields:
     """Replays of one profile's recordings of a domain; None stands for all of them."""
 
-    def __init__(self, profile: Profile, domain: str | None, *, is_sampled: bool) -> None:
+    def __init__(self, profile: Recorded, domain: str | None, *, is_sampled: bool) -> None:
         self._profile = profile
         self._domain = domain
         self._is_sampled = is_sampled
