@@ -21,11 +21,14 @@ class Trace:
         with self._lock:
             self._spans.append(Span(lane=lane, label=name, start_s=start_s, stop_s=stop_s))
 
+    def spans(self) -> tuple[Span, ...]:
+        """All that was noted so far."""
+        with self._lock:
+            return tuple(self._spans)
+
     def to_json(self, label: str) -> str:
         """The trace as JSON; `label` names the process in the viewer."""
-        with self._lock:
-            spans = list(self._spans)
-        return chrome_trace(spans, label)
+        return chrome_trace(self.spans(), label)
 
     def write(self, path: Path, label: str) -> None:
         """Write the trace. Raises: ResourceFailureError, where the file cannot be written."""

@@ -43,7 +43,7 @@ class Slider:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stand:
-    """What the page shows where the sliders stand so; `headline` says why nothing runs where there is no figure."""
+    """What the page shows where the sliders stand so; where nothing runs, `headline` says why, without facts."""
 
     headline: str
     facts: Facts = ()

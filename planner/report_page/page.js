@@ -43,6 +43,18 @@
     const inputs = all("input[data-axis]");
     const lengthInput = one("input[data-lengths]");
 
+    const fitPhone = (key, layout) => {
+      layout.dragmode = false; // a finger scrolls the page
+      layout.legend = { ...layout.legend, font: { size: 11 } };
+      if (layout.showlegend !== false) layout.height += 90; // which the legend takes in more rows
+      if (key === "prices") layout.margin.r = 72; // for the numbers beside the bars
+      const fitNote = (note) =>
+        key === "map"
+          ? { ...note, textangle: -90, font: { ...note.font, size: 11 } }
+          : { ...note, text: note.text.replace("; ", ";<br>"), font: { ...note.font, size: 11 } };
+      layout.annotations = layout.annotations?.map(fitNote);
+    };
+
     const draw = (key, picture) => {
       const holder = one(`figure[data-figure="${key}"]`);
       if (!holder) return;
@@ -53,11 +65,7 @@
       one(".sub", holder).innerHTML = picture.subtitle;
       const layout = structuredClone(picture.layout);
       layout.template = page.templates[dark.matches ? "dark" : "light"];
-      if (narrow.matches) {
-        layout.dragmode = false; // a finger scrolls the page
-        layout.legend = { ...layout.legend, font: { size: 11 } };
-        if (layout.showlegend !== false) layout.height += 90; // which the legend takes in more rows
-      }
+      if (narrow.matches) fitPhone(key, layout);
       if (key === "lengths" && lengthInput) {
         const at = page.lengths[Number(lengthInput.value)];
         layout.shapes = [...(layout.shapes ?? []), { type: "line", x0: at, x1: at, y0: 0, y1: 1, yref: "paper",
@@ -88,7 +96,7 @@
           input.setAttribute("aria-valuetext", text);
         });
         const answer = one(".answer");
-        answer.toggleAttribute("data-empty", !now.figures.memory);
+        answer.toggleAttribute("data-empty", !now.facts);
         one(".headline", answer).innerHTML = now.headline;
         one(".facts", answer).innerHTML = now.facts;
         showLength(now);

@@ -83,19 +83,18 @@ def _slider(axis: Axis) -> Slider:
 
 
 def _stand(view: View, point: Point) -> Stand:
-    if point.case is None:
-        return Stand(headline=f"Nothing runs here: {point.why_not}")
-    case, change = point.case, point.change
-    curve = case.lengths()
-    figures = case_figures(case, curve)
+    case, change, figures = point.case, point.change, {}
     if view.strategies is not None:
         device_bytes = change.device_bytes or view.situation.request.budget.device_bytes
         rate = change.link_bytes_per_s or view.now_bytes_per_s
         figures["map"] = here_figure(view.strategies, device_bytes, rate)
+    if case is None:
+        return Stand(headline=f"Nothing runs here: {point.why_not}", figures=figures)
+    curve = case.lengths()
     return Stand(
         headline=f"{answer_of(case.best)}: {speed(case.plan)}",
         facts=facts(case.plan, choice_of(case.best, case.situation.profile.target)),
-        figures=figures,
+        figures={**figures, **case_figures(case, curve)},
         tables=case_tables(case, curve),
         lengths={} if curve is None else dict(_lengths(curve)),
     )

@@ -8,6 +8,7 @@ import typer
 
 from planner.contracts.errors import BadInputError, SelfCheckError, UsageError
 from planner.contracts.plan import Plan
+from runtime.cli.page import prepare_page, write_run_page
 from runtime.statistics import show_statistics
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ def generate(
         bool, typer.Option("--verify", help="Score the text again afterwards, and list near-ties.")
     ] = False,
     trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a report for any browser: text, predicted beside measured, timelines.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the text.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No statistics and no live line.")] = False,
     no_status: Annotated[bool, typer.Option("--no-status", help="No live line; only terminals have one.")] = False,
@@ -131,6 +135,8 @@ def generate(
     from runtime.status_line import shown_status
     from runtime.trace import Trace
 
+    if html is not None:
+        prepare_page(html)
     if threads is not None:
         _set_threads(threads)
     sampling = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
@@ -169,7 +175,7 @@ def generate(
             f"--ngram-corpus is not used: the plan drafts with kind {settled.draft.kind} "
             "(--draft-kind hybrid or ngram copies from it)\n"
         )
-    tracer = None if trace is None else Trace()
+    tracer = None if trace is None and html is None else Trace()
     with load(plan=settled, trace=tracer, ngram_corpus=ngram_corpus or (), draft_may_fail=draft_may_fail) as engine:
         generation = engine.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop or (), verify=verify)
         with ending_in_order():
@@ -184,6 +190,8 @@ def generate(
                     show_statistics(report)
                 if tracer is not None and trace is not None:
                     tracer.write(trace, f"runtime generate, {report.link_label}")
+                if tracer is not None and html is not None:
+                    write_run_page(html, report, text, tracer.spans())
     if report.verify is not None and not report.verify.passed:
         raise SelfCheckError(
             "the text is not what the target writes",

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
+from planner.contracts.timeline import Span
+
 HOSTILE = "<script>alert(1)</script>\"'><img src=http://evil.example/x onerror=alert(2)>\x1b[31m\u202e&amp;"
 
 
@@ -59,3 +61,16 @@ def rows(table: str) -> list[Sequence[str]]:
     """The cells of a table's body."""
     body = table.partition("<tbody>")[2].partition("</tbody>")[0]
     return [[plain(cell) for cell in re.findall(r"<td>(.*?)</td>", row)] for row in re.findall(r"<tr>(.*?)</tr>", body)]
+
+
+def three_rounds() -> tuple[Span, ...]:
+    """What a trace holds of three rounds of half a second, and of the start of a fourth."""
+    return tuple(
+        span
+        for start_s in (0.0, 0.5, 1.0, 1.5)
+        for span in (
+            Span(lane="draft", label="draft", start_s=start_s, stop_s=start_s),
+            Span(lane="link", label="layer 0", start_s=start_s, stop_s=start_s + 0.5),
+            Span(lane="compute", label="layer 0", start_s=start_s + 0.4, stop_s=start_s + 0.5),
+        )
+    )

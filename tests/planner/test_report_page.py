@@ -100,7 +100,8 @@ def test_every_stand_of_the_sliders_is_a_case_of_what_if(data: dict[str, Any]) -
     assert len(data["stands"]) == len(places) == len(MEMORY_FACTORS) * len(LINK_FACTORS)
     num_empty = 0
     for place, stand in zip(places, data["stands"], strict=True):
-        if not stand["figures"]:
+        if not stand["facts"]:
+            assert set(stand["figures"]) == {"map"}
             with pytest.raises(NoFeasiblePlanError) as refused:
                 what_if.case(change_at(axes, place))
             assert refused.value.what in plain(stand["headline"])
