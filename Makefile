@@ -2,10 +2,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LAB := $(VENV)/.lab
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 PROMPT := profiles/demo/prompt.py.txt
 
-.PHONY: demo test check clean
+.PHONY: demo test check lab pictures clean
 
 # A third of the target's 19.8 MB of weights, for everything on the device: residents, slots, draft, caches.
 DEMO := $(BIN)/runtime generate --file $(PROMPT) --max-tokens 96 --device-memory 6900KB --threads 1 --verify
@@ -26,6 +27,16 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest $(PARALLEL) -m 'not slow'
+
+lab: $(LAB)
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+pictures: $(INSTALLED)
+	$(BIN)/python -m planner.figures.pictures docs/pictures
+
+$(LAB): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebook]'
+	@touch $@
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

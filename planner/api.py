@@ -38,10 +38,13 @@ def from_profile(
     text: str | None = None,
     prompt_tokens: int = 64,
     new_tokens: int = 128,
+    reports: Sequence[Path | str] = (),
 ) -> Situation:
-    """What `planner profile` measured, here or elsewhere; `link` and `device_memory` as on the command line.
+    """What `planner profile` measured, here or elsewhere, corrected by what runs reported.
 
-    Raises: BadInputError, where the file is none of ours or of another schema version.
+    `link` and `device_memory` are as on the command line.
+
+    Raises: BadInputError, where a file is none of ours or of another schema version, or a report of another target.
     """
     from planner.cli.sources import Asked
 
@@ -51,6 +54,7 @@ def from_profile(
             workload=Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens, domain=text),
             link=link,
             memory={"device": device_memory},
+            calibrate=tuple(Path(report) for report in reports),
             force=True,
         )
     )

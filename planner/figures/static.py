@@ -6,6 +6,7 @@ Hover texts are not. What is not covered is refused by its name.
 """
 
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 
 import matplotlib as mpl
@@ -42,25 +43,36 @@ _SETTINGS = {
 
 
 def write_static(figure: go.Figure, path: Path, *, width: int = _WIDTH, theme: Theme = "light") -> None:
-    """Write the figure, `width` pixels wide and as high as it asks; an SVG takes on the reader's light or dark theme.
+    """Write the figure, `width` pixels wide and as high as it asks.
 
     Raises: UsageError, for a name that ends neither in .svg nor in .png, and for what cannot be drawn.
     """
     kind = path.suffix.lower()
-    if kind not in (".svg", ".png"):
+    if kind == ".svg":
+        path.write_text(svg_of(figure, width=width, theme=theme), encoding="utf-8")
+    elif kind == ".png":
+        with mpl.rc_context(_settings(theme)):
+            _drawn(figure, width, theme).savefig(path, dpi=2 * _DPI)
+    else:
         raise UsageError(f"no picture {path.name}", why="the name says its kind", remedy="end it in .svg or .png")
-    ink = INKS[theme]
-    inks = dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), ink)
-    with mpl.rc_context({**_SETTINGS, **inks}):
-        drawn = _drawn(themed(figure, theme).to_plotly_json(), width, theme)
-        if kind == ".png":
-            drawn.savefig(path, dpi=2 * _DPI)
-            return
-        drawn.savefig(path, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    path.write_text(_adaptive(path.read_text(encoding="utf-8"), theme), encoding="utf-8")
 
 
-def _drawn(spec: Spec, width: int, theme: Theme) -> Figure:
+def svg_of(figure: go.Figure, *, width: int = _WIDTH, theme: Theme = "light") -> str:
+    """The figure as an SVG that takes on the reader's light or dark theme. Raises: UsageError."""
+    written_to = StringIO()
+    with mpl.rc_context(_settings(theme)):
+        unsaid = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        _drawn(figure, width, theme).savefig(written_to, format="svg", metadata=unsaid)
+    return _adaptive(written_to.getvalue(), theme)
+
+
+def _settings(theme: Theme) -> dict[str, object]:
+    inked = ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")
+    return {**_SETTINGS, **dict.fromkeys(inked, INKS[theme])}
+
+
+def _drawn(figure: go.Figure, width: int, theme: Theme) -> Figure:
+    spec = themed(figure, theme).to_plotly_json()
     layout, traces = spec["layout"], spec["data"]
     drawn = Figure(figsize=(width / _DPI, layout["height"] / _DPI), dpi=_DPI, facecolor=_PAPERS[theme])
     renderer = FigureCanvasAgg(drawn).get_renderer()

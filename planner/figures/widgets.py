@@ -1,0 +1,140 @@
+"""The page of the what-if notebook: controls above, and the figures that follow them (extra `notebook`).
+
+Every number comes from `planner.notebook`; here is only what is connected with what.
+"""
+
+import html
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from planner.cli import menus
+from planner.contracts.errors import DraftstreamError
+from planner.figures.controls import ROW, ChangeControls, SubjectControls
+from planner.figures.live import LiveFigure
+from planner.figures.style import VERMILLION, Theme
+from planner.figures.what_if import (
+    Here,
+    lengths_figure,
+    machines_figure,
+    map_figure,
+    memory_figure,
+    prices_figure,
+    round_figure,
+    timeline_figure,
+)
+from planner.notebook import COMPARED_MACHINES, FromCatalogue, FromProfile, Session, answer
+
+ALWAYS = ("lengths", "round", "memory", "timeline")  # drawn with every move
+WHEN_OPEN = ("map", "prices", "machines")  # slower: drawn while their section is open
+_MACHINES = WHEN_OPEN.index("machines")
+_TITLES = ("The map: memory and link", "What would a little more give?", "Which card should I buy for this model?")
+
+
+class WhatIfPage:
+    """The page. `subject` and `controls` hold what a hand moves, and a cell can; `figures` what follows."""
+
+    def __init__(self, subject: FromCatalogue) -> None:
+        """Raises: DraftstreamError, where nothing can be said of the subject that it starts with."""
+        self.session = Session(subject)
+        self.message = widgets.HTML()
+        self.figures = {name: LiveFigure() for name in (*ALWAYS, *WHEN_OPEN)}
+        self.subject = SubjectControls(subject, self.open)
+        self.controls = ChangeControls(self.draw)
+        self.dark = widgets.Checkbox(description="dark page", indent=False)
+        self.machines = widgets.SelectMultiple(
+            options=menus.machine_names(), value=COMPARED_MACHINES, rows=8, description="machines"
+        )
+        self.compare = widgets.Button(description="compare", icon="bar-chart")
+        asked = widgets.HBox([self.machines, self.compare])
+        places = {name: self.figures[name].place for name in self.figures}
+        self.sections = widgets.Accordion(
+            children=[places["map"], places["prices"], widgets.VBox([asked, places["machines"]])], titles=_TITLES
+        )
+        self.always = widgets.Box([places[name] for name in ALWAYS], layout=ROW)
+        parts = [self.subject.root, self.controls.root, self.dark, self.message, self.always, self.sections]
+        self.root = widgets.VBox(parts)
+        self.controls.offer(self.session.menus)
+        self.draw()
+        self.dark.observe(lambda _: self.draw(), names="value")
+        self.sections.observe(lambda _: self._draw_section(), names="selected_index")
+        self.compare.on_click(lambda _: self._draw_section())
+
+    @property
+    def theme(self) -> Theme:
+        """The page's."""
+        return "dark" if self.dark.value else "light"
+
+    def open(self, subject: FromCatalogue | FromProfile) -> None:
+        """Ask about something else. What stands in the way is said, and nothing is shown."""
+        self._say("planning ...")
+        try:
+            self.session = Session(subject)
+        except DraftstreamError as error:
+            self._refuse(error)
+            return
+        self.controls.offer(self.session.menus)
+        self.draw()
+        if self.sections.selected_index == _MACHINES:
+            self._draw_section()
+
+    def draw(self) -> None:
+        """Draw what the controls say; the curve first, as it is what one looks at."""
+        change = self.controls.change()
+        try:
+            curve = self.session.curve(change)
+            if curve is None:
+                self.figures["lengths"].hide()
+            else:
+                self.figures["lengths"].show(lengths_figure(curve, change.num_nodes), self.theme)
+            case = self.session.case(change)
+        except DraftstreamError as error:
+            self._refuse(error)
+            return
+        self._say(f"<b>{html.escape(answer(case))}</b>")
+        for name, figure in (
+            ("round", round_figure(case.parts())),
+            ("memory", memory_figure(case.plan)),
+            ("timeline", timeline_figure(case.spans(1))),
+        ):
+            self.figures[name].show(figure, self.theme)
+        self._show_all(True)
+        if self.sections.selected_index != _MACHINES:
+            self._draw_section()  # other machines keep their own memory and link, whatever is moved here
+
+    def _draw_section(self) -> None:
+        """Draw the section that is open."""
+        place = self.sections.selected_index
+        if place is None:
+            return
+        name = WHEN_OPEN[place]
+        try:
+            figure = {"map": self._map, "prices": self._prices, "machines": self._machines}[name]()
+        except DraftstreamError as error:
+            self._refuse(error)
+        else:
+            self.figures[name].show(figure, self.theme)
+
+    def _map(self) -> go.Figure:
+        change = self.controls.change()
+        device_bytes, rate = self.session.here(change)
+        return map_figure(self.session.map(change), Here(device_bytes=device_bytes, link_bytes_per_s=rate))
+
+    def _prices(self) -> go.Figure:
+        return prices_figure(self.session.case(self.controls.change()).prices)
+
+    def _machines(self) -> go.Figure:
+        return machines_figure(self.session.machines(self.machines.value))
+
+    def _say(self, text: str) -> None:
+        self.message.value = text
+
+    def _refuse(self, error: DraftstreamError) -> None:
+        """Say what stands in the way, and show no figure of anything else."""
+        lines = (f"<b>{html.escape(error.what)}</b>", html.escape(error.why), f"try: {html.escape(error.remedy)}")
+        self._say(f"<span style='color:{VERMILLION}'>{'<br>'.join(lines)}</span>")
+        self._show_all(False)
+
+    def _show_all(self, is_shown: bool) -> None:
+        for place in (self.always, self.sections):
+            place.layout.visibility = "visible" if is_shown else "hidden"

@@ -1,0 +1,141 @@
+"""The what-if page: what its menus offer and mean, and what it does when a hand moves them."""
+
+from pathlib import Path
+
+import plotly.graph_objects as go
+import pytest
+from made_up import MB, profile, request
+
+import planner.notebook
+from planner.changes import Change, Situation
+from planner.contracts.errors import UsageError
+from planner.figures.widgets import WhatIfPage
+from planner.notebook import FromCatalogue, FromProfile, Session, menus_for, open_page, sizes_of
+
+# --- choices in, changes out ---
+
+
+@pytest.fixture(scope="module")
+def session() -> Session:
+    return Session(FromCatalogue(machine="rtx-3060-12gb", target="qwen2.5-7b", draft="qwen2.5-0.5b"))
+
+
+def test_menus_hold_what_is_now_among_round_values(session: Session) -> None:
+    menus = menus_for(session.what_if.situation)
+    for menu in (menus.device_bytes, menus.link_bytes_per_s, menus.context_tokens):
+        texts = [text for text, _ in menu]
+        assert len(set(texts)) == len(texts)
+        assert [text for text, meant in menu if meant is None] == [text for text in texts if text.endswith("(now)")]
+    assert dict(menus.device_bytes)["8.00 GiB"] == 8 * 2**30
+    assert dict(menus.link_bytes_per_s)["16.00 GB/s"] == 16e9
+    assert [text for text, _ in menus.domain] == ["chat"]  # published acceptance is of one kind of text
+
+
+def test_menus_of_a_profile_offer_its_texts() -> None:
+    menus = menus_for(Situation(profile=profile(), request=request(80 * MB)))
+    assert [text for text, _ in menus.domain] == ["all texts", "code"]
+
+
+def test_sizes_are_those_that_the_planner_considers_of_a_kind() -> None:
+    assert [text for text, _ in sizes_of(None)] == ["the best"]
+    assert dict(sizes_of("chain"))["4"] == 4
+    assert set(dict(sizes_of("ngram"))) < set(dict(sizes_of("chain"))) | set(dict(sizes_of("tree")))
+
+
+def test_what_is_asked_twice_is_computed_once(session: Session) -> None:
+    assert session.curve(Change()) is session.curve(Change(kind="chain", num_nodes=4))
+    assert session.map(Change()) is session.map(Change(device_bytes=2**33, link_bytes_per_s=1e9))
+
+
+def test_typed_paths_are_read_as_files_and_folders(tmp_path: Path) -> None:
+    for name in ("a.json", "b.json", "c.txt"):
+        (tmp_path / name).touch()
+    typed = FromProfile.typed(f" {tmp_path / 'profile.json'} ", f"one.json, {tmp_path},")
+    assert typed.path == str(tmp_path / "profile.json")
+    assert typed.reports == ("one.json", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+
+
+def test_a_machine_without_its_numbers_is_said_and_does_not_stop_the_others(session: Session) -> None:
+    advice = session.machines(["rtx-4090", "no such machine"])
+    assert [entry.name for entry in advice] == ["rtx-4090", "no such machine"]
+    assert advice[1].recommendation is None
+    assert "no such machine" in (advice[1].why_not or "")
+
+
+# --- the page, in this process ---
+
+
+@pytest.fixture
+def page() -> WhatIfPage:
+    return WhatIfPage(FromCatalogue(machine="rtx-3060-12gb", target="qwen2.5-7b", draft="qwen2.5-0.5b"))
+
+
+def layout(page: WhatIfPage) -> go.Layout:
+    """That of the curve's figure."""
+    assert page.figures["lengths"].widget is not None
+    return page.figures["lengths"].widget.layout
+
+
+def test_what_does_not_fit_is_said_and_no_figure_is_left_standing(page: WhatIfPage) -> None:
+    page.controls.context_tokens.value = page.controls.context_tokens.options[-1]
+    page.controls.device_bytes.value = page.controls.device_bytes.options[0]
+    assert "does not fit" in page.message.value
+    assert page.always.layout.visibility == "hidden"
+    page.controls.device_bytes.value = "8.00 GiB"
+    assert "tok/s" in page.message.value
+    assert page.always.layout.visibility == "visible"
+
+
+def test_own_profile_is_opened_with_its_drafts_and_texts(page: WhatIfPage, tmp_path: Path) -> None:
+    profile().write(tmp_path / "profile.json")
+    page.subject.path.value = str(tmp_path / "profile.json")
+    page.subject.load.click()
+    assert "by draft" in page.message.value
+    assert page.controls.domain.options == ("all texts", "code")
+    assert "draft: draft" in layout(page).title.subtitle.text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "profile.json"), ("{}", "Field required"), ('{"schema_version": 99, "kind": "measured"}', "99")],
+)
+def test_a_file_that_is_none_of_ours_is_refused_with_the_reason(
+    page: WhatIfPage, text: str | None, said: str, tmp_path: Path
+) -> None:
+    if text is not None:
+        (tmp_path / "profile.json").write_text(text)
+    page.open(FromProfile(path=str(tmp_path / "profile.json")))
+    assert said in page.message.value
+    assert "try:" in page.message.value
+    assert page.always.layout.visibility == "hidden"
+
+
+def test_another_target_offers_its_own_drafts(page: WhatIfPage) -> None:
+    page.subject.target.value = "llama-3.1-8b"
+    assert page.subject.draft.options == ("none", "llama-3.2-1b", "llama-3.2-3b")
+    assert "llama-3.2-1b" in page.message.value
+
+
+def test_dark_page_changes_the_ink_in_place(page: WhatIfPage) -> None:
+    widget, ink = page.figures["lengths"].widget, layout(page).template.layout.font.color
+    page.dark.value = True
+    assert page.figures["lengths"].widget is widget
+    assert layout(page).template.layout.font.color != ink
+
+
+# --- without widgets ---
+
+
+def test_without_widgets_the_page_says_what_to_install_and_shows_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner.notebook, "find_spec", lambda name: None)
+    still = open_page(FromCatalogue(machine="rtx-3060-12gb", target="qwen2.5-7b", draft="qwen2.5-0.5b"))
+    shown = still.root._repr_html_()
+    assert "ipywidgets and anywidget missing" in shown
+    assert "pip install 'draftstream[notebook]'" in shown.replace("&#x27;", "'")
+    assert shown.count("<img") == 5
+
+
+def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.extras.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="the what-if notebook needs plotly"):
+        open_page()
