@@ -32,7 +32,8 @@ from planner.figures.style import FONT, INKS, Theme, themed
 _DPI = 100
 _WIDTH = 760  # pixels
 _MEASURED_FONT = "DejaVu Sans"  # comes with matplotlib
-_PAPERS: dict[Theme, str] = {"light": "#ffffff", "dark": "#0d1117"}
+# A white of its own: what is white upon the picture must stay so where the page turns dark.
+_PAPERS: dict[Theme, str] = {"light": "#fefefe", "dark": "#0d1117"}
 _SETTINGS = {
     "font.family": [_MEASURED_FONT],
     "text.parse_math": False,

@@ -154,6 +154,8 @@ def put_colour_bar(drawn: Figure, panel: Panel, spec: Spec, heat: ScalarMappable
     beside.set_yticks(list(spec["tickvals"]), list(spec["ticktext"]))
     beside.tick_params(length=0, labelsize=12 * PT_PER_PX)
     bar.outline.set_visible(False)
+    if bar.solids is not None:
+        bar.solids.set_edgecolor("face")
     beside.set_title(written(spec["title"]["text"]), fontsize=12 * PT_PER_PX)
 
 

@@ -292,7 +292,9 @@ def _heat(panel: Panel, trace: Spec) -> Artist:
         "scale", [(place, to_rgba(colour)) for place, colour in trace["colorscale"]]
     )
     rows = [[math.nan if value is None else value for value in row] for row in trace["z"]]
-    heat = panel.axes.pcolormesh(panel.xs(trace["x"]), panel.ys(trace["y"]), rows, cmap=scale, shading="auto")
+    heat = panel.axes.pcolormesh(
+        panel.xs(trace["x"]), panel.ys(trace["y"]), rows, cmap=scale, shading="auto", edgecolors="face", linewidth=0.4
+    )
     panel.heat = trace["colorbar"], heat
     return heat
 

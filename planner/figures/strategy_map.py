@@ -11,6 +11,8 @@ from planner.contracts.quantities import bytes_unit, format_bytes, format_bytes_
 from planner.figures.style import KIND_NAMES, decimal_ticks, figure, logarithmic, plain
 from planner.what_if import Cell, StrategyMap
 
+Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
+
 _GBYTES_PER_S = 1e9
 _SCALE = "Cividis"  # made for colour-blind readers: Nuñez et al., PLOS ONE 2018
 _DARK = "rgba(20,24,31,0.72)"
@@ -131,16 +133,33 @@ def _borders(
 
 
 def _labels(names: list[list[str]], memories: Sequence[float], rates: Sequence[float]) -> list[dict[str, object]]:
-    """The name of each strategy in the depth of its region, upright where that is narrow."""
+    """The name of the strategy in the depth of each region, upright where that is narrow."""
     table = np.array(names)
     labels = []
-    for name in dict.fromkeys(table.ravel().tolist()):
-        inside = table == name
+    for inside in _regions(table):
         row, column = _deepest(inside)
         is_narrow = inside[row].sum() < _NARROW_FRAC * len(memories)
         is_tall = inside[:, column].sum() > inside[row].sum()
-        labels.append(_label(name, memories[column], rates[row], textangle=-90 if is_narrow and is_tall else 0))
+        angle = -90 if is_narrow and is_tall else 0
+        labels.append(_label(str(table[row, column]), memories[column], rates[row], textangle=angle))
     return labels
+
+
+def _regions(names: np.ndarray[tuple[int, ...], np.dtype[np.str_]]) -> list[Mask]:
+    """The cells of each region: neighbours of the same name."""
+    found: list[Mask] = []
+    left = np.ones(names.shape, dtype=bool)
+    while left.any():
+        inside, size = np.zeros_like(left), 0
+        inside[tuple(np.argwhere(left)[0])] = True
+        same = names == names[inside][0]
+        while inside.sum() > size:
+            size = int(inside.sum())
+            around = np.pad(inside, 1)
+            inside = same & (inside | around[:-2, 1:-1] | around[2:, 1:-1] | around[1:-1, :-2] | around[1:-1, 2:])
+        left &= ~inside
+        found.append(inside)
+    return found
 
 
 def _label(text: str, memory: float, rate: float, **more: object) -> dict[str, object]:
@@ -157,7 +176,7 @@ def _label(text: str, memory: float, rate: float, **more: object) -> dict[str, o
     }
 
 
-def _deepest(inside: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> tuple[int, int]:
+def _deepest(inside: Mask) -> tuple[int, int]:
     """The cell of a region that is farthest from what lies outside; of several, the nearest to their middle."""
     around = np.pad(inside, 1)  # a name must not run over the edge of the map either
     cells, outside = np.argwhere(around), np.argwhere(~around)

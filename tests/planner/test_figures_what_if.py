@@ -15,6 +15,7 @@ from planner.changes import Situation
 from planner.contracts.recommendation import Crossover, Price
 from planner.contracts.timeline import Span
 from planner.figures.lanes import link_gaps
+from planner.figures.strategy_map import _regions
 from planner.figures.style import (
     IDLE_COLOUR,
     KIND_COLOURS,
@@ -248,6 +249,11 @@ def test_map_outlines_and_names_the_region_of_each_strategy() -> None:
     # One edge between the two cells on the left, two between the columns, each of two points and a gap.
     assert len(figure.data[1].x) == 3 * 3
     assert {round(x, 3) for x in figure.data[1].x if x} >= {round(math.sqrt(200), 3)}
+
+
+def test_a_strategy_that_is_best_in_two_places_is_named_in_both() -> None:
+    names = [["a", "b", "a"], ["a", "b", "a"]]
+    assert sorted(int(region.sum()) for region in _regions(np.array(names))) == [2, 2, 2]
 
 
 def test_prices_are_sorted_by_what_they_give() -> None:

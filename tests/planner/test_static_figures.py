@@ -70,6 +70,21 @@ def test_svg_takes_on_the_readers_theme(figures: dict[str, go.Figure], theme: st
     assert "system-ui" in text
 
 
+def test_what_is_white_upon_a_picture_stays_so_on_a_dark_page(figures: dict[str, go.Figure], tmp_path: Path) -> None:
+    write_static(figures["map"], tmp_path / "map.svg")
+    text = (tmp_path / "map.svg").read_text()
+    style = text[text.index("<style>") : text.index("</style>")]
+    assert "#ffffff" in text
+    assert "#ffffff" not in style
+
+
+@pytest.mark.parametrize("name", ["lengths", "map"])
+def test_pictures_of_the_readme_are_small_and_follow_the_theme(name: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "pictures" / f"{name}.svg").read_text()
+    assert len(text) < 60_000
+    assert "prefers-color-scheme: dark" in text
+
+
 def test_picture_is_the_same_each_time(figures: dict[str, go.Figure], tmp_path: Path) -> None:
     texts = set()
     for name in ("one", "other"):
