@@ -29,7 +29,9 @@ class TableData:
 def length_table(curve: LengthCurve) -> TableData:
     """tok/s against the length of a draft's chains."""
     plain = curve.plain
-    rows = [("no draft", f"{plain.p10:.2f}", f"{plain.p50:.2f}", f"{plain.p90:.2f}", UNKNOWN, UNKNOWN, "1.00")]
+    rows: list[tuple[str, ...]] = [
+        ("no draft", f"{plain.p10:.2f}", f"{plain.p50:.2f}", f"{plain.p90:.2f}", UNKNOWN, UNKNOWN, "1.00")
+    ]
     for point, scored in zip(curve.points, curve.crossover.points, strict=True):
         speed = point.tokens_per_s
         rows.append(
