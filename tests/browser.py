@@ -182,11 +182,18 @@ class Tab:
         else:
             self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
-    def key(self, name: str) -> None:
+    def key(self, name: str, *, is_shifted: bool = False) -> None:
         """Press a key, such as Tab or Escape."""
-        codes = {"Tab": 9, "Escape": 27, "ArrowRight": 39, "ArrowLeft": 37}
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowRight": 39}
         for kind in ("rawKeyDown", "keyUp"):
-            self.call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=codes[name])
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=name,
+                code=name,
+                windowsVirtualKeyCode=codes[name],
+                modifiers=8 if is_shifted else 0,
+            )
 
     def darken(self, is_dark: bool) -> None:
         """What the reader's system asks for."""

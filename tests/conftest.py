@@ -41,3 +41,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly where pages were opened in no browser."""
+    skipped = terminalreporter.getreports("skipped")
+    reasons = {report.longrepr[2] for report in skipped if isinstance(report.longrepr, tuple)}
+    for reason in sorted(reason for reason in reasons if "NO BROWSER" in reason):
+        terminalreporter.write_sep("!", reason.removeprefix("Skipped: "), red=True, bold=True)

@@ -1,0 +1,122 @@
+"""The notebooks in JupyterLab in a real Chromium: listed, opened, run and moved, and nothing goes wrong, or out."""
+
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from browser import WITHOUT_BROWSER, Tab, running_browser
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+FOLDERS = {
+    "JUPYTER_CONFIG_DIR": "config",
+    "JUPYTER_DATA_DIR": "data",
+    "JUPYTER_RUNTIME_DIR": "runtime",
+    "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+    "JUPYTERLAB_SETTINGS_DIR": "settings",
+    "IPYTHONDIR": "ipython",
+}
+STARTING_S = 120
+
+pytestmark = [
+    pytest.mark.slow,
+    WITHOUT_BROWSER,
+    pytest.mark.skipif(
+        find_spec("jupyterlab") is None, reason="NO BROWSER: JupyterLab is missing; pip install 'draftstream[notebook]'"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of JupyterLab over a copy of the notebooks, with settings of nobody."""
+    root = tmp_path_factory.mktemp("lab")
+    shutil.copytree(NOTEBOOKS, root / "notebooks")
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    token = secrets.token_hex(16)
+    options = (
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        f"--IdentityProvider.token={token}",
+        f"--ServerApp.root_dir={root / 'notebooks'}",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.extension_manager=readonly",
+    )
+    environment = {**os.environ, **{name: str(root / folder) for name, folder in FOLDERS.items()}}
+    with (root / "log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *options], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        _wait_until_it_answers(f"http://127.0.0.1:{port}/api?token={token}", root / "log")
+        yield f"http://127.0.0.1:{port}/lab/tree/what_if.ipynb?reset&token={token}"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _wait_until_it_answers(address: str, log: Path) -> None:
+    ends_s = time.monotonic() + STARTING_S
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            assert time.monotonic() < ends_s, log.read_text()
+            time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def tab(lab: str) -> Iterator[Tab]:
+    with running_browser() as browser:
+        found = browser.open(lab, width=1400, height=1000)
+        found.wait_for("document.querySelector('.jp-MarkdownOutput h1') !== null", most_s=STARTING_S)
+        status = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status"
+        found.wait_for(f"{status} === 'idle'", most_s=STARTING_S)
+        yield found
+
+
+def assert_calm(tab: Tab, lab: str) -> None:
+    """Nothing went wrong, and nobody but the server was asked."""
+    assert tab.errors() == []
+    own = lab.partition("/lab/")[0]
+    assert [url for url in tab.requests() if not url.startswith(f"{own}/")] == []
+
+
+def test_notebooks_are_listed_and_what_if_opens(tab: Tab, lab: str) -> None:
+    listed = tab.evaluate("[...document.querySelectorAll('.jp-DirListing-itemText')].map((item) => item.textContent)")
+    assert {path.name for path in NOTEBOOKS.glob("*.ipynb")} <= set(listed)
+    assert tab.evaluate("document.querySelector('.jp-MarkdownOutput h1').textContent").startswith("What if?")
+    tab.screenshot("lab-opened", is_whole=False)
+    assert_calm(tab, lab)
+
+
+@pytest.mark.timeout(600)
+def test_what_if_draws_and_obeys_its_sliders(tab: Tab, lab: str) -> None:
+    tab.evaluate("document.querySelector('.jp-Notebook .jp-Cell').click()")
+    tab.key("Enter", is_shifted=True)
+    tab.key("Enter", is_shifted=True)
+    plots = "[...document.querySelectorAll('.jp-OutputArea .js-plotly-plot')]"
+    tab.wait_for(f"{plots}.length >= 4", most_s=STARTING_S)
+    tab.wait_for(f"{plots}.every((plot) => plot.data.length > 0)")
+    drawn = f"JSON.stringify({plots}.map((plot) => plot.data))"
+    before = tab.evaluate(drawn)
+    tab.screenshot("lab-run", is_whole=False)
+    tab.evaluate("document.querySelector('.jp-OutputArea .noUi-handle').focus()")
+    tab.key("ArrowRight")
+    tab.wait_for(f"{drawn} !== {before!r}")
+    assert "rror" not in tab.evaluate("document.querySelector('.jp-OutputArea').textContent")
+    tab.screenshot("lab-moved", is_whole=False)
+    assert_calm(tab, lab)
