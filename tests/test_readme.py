@@ -49,7 +49,7 @@ def test_python_of_the_readme_runs(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     (tmp_path / "prompt.txt").write_text("import os\n")
     lines = [line for block in blocks("") for line in block.splitlines() if line.startswith(".venv/bin/")]
-    assert len(lines) == 6
+    assert len(lines) == 7
     for line in lines:
         command, _, out = line.partition(" > ")
         arguments = shlex.split(with_demo_pair(command).replace("6GiB", "16MiB"))
