@@ -93,16 +93,12 @@ class Browser:
 
     def call(self, method: str, session: str | None = None, **parameters: object) -> dict[str, Any]:
         """The answer to a command; events that come before it are kept."""
-        self._number += 1
-        message: dict[str, object] = {"id": self._number, "method": method, "params": parameters}
-        if session is not None:
-            message["sessionId"] = session
-        os.write(self._writes, json.dumps(message).encode() + b"\0")
+        number = self._send(method, session, parameters)
         ends_s = time.monotonic() + _MOST_S
         while True:
             answer = self._receive(ends_s)
             assert answer is not None, f"{method} was not answered"
-            if answer.get("id") == self._number:
+            if answer.get("id") == number:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 result: dict[str, Any] = answer["result"]
                 return result
@@ -128,6 +124,15 @@ class Browser:
         tab.wait_for("document.readyState === 'complete'")
         return tab
 
+    def _send(self, method: str, session: str | None, parameters: Mapping[str, object]) -> int:
+        """The number that the answer will have."""
+        self._number += 1
+        message: dict[str, object] = {"id": self._number, "method": method, "params": parameters}
+        if session is not None:
+            message["sessionId"] = session
+        os.write(self._writes, json.dumps(message).encode() + b"\0")
+        return self._number
+
     def _receive(self, ends_s: float) -> dict[str, Any] | None:
         """The next message; None where none comes in time."""
         while b"\0" not in self._pending:
@@ -141,6 +146,8 @@ class Browser:
         found: dict[str, Any] = json.loads(message)
         if "method" in found:
             self.events.append(found)
+        if found.get("method") == "Page.javascriptDialogOpening":  # which would wait for a person
+            self._send("Page.handleJavaScriptDialog", found["sessionId"], {"accept": False})
         return found
 
 

@@ -45,13 +45,13 @@
 
     const fitPhone = (key, layout) => {
       layout.dragmode = false; // a finger scrolls the page
-      layout.legend = { ...layout.legend, font: { size: 11 } };
-      if (layout.showlegend !== false) layout.height += 90; // which the legend takes in more rows
+      layout.legend = { ...layout.legend, font: { size: 11 }, maxheight: 0.8 };
+      if (layout.showlegend !== false) layout.height += 110; // which the legend takes in more rows
       if (key === "prices") layout.margin.r = 72; // for the numbers beside the bars
       const fitNote = (note) =>
         key === "map"
           ? { ...note, textangle: -90, font: { ...note.font, size: 11 } }
-          : { ...note, text: note.text.replace("; ", ";<br>"), font: { ...note.font, size: 11 } };
+          : { ...note, text: note.text.replace("; ", ";<br>"), align: "left", font: { ...note.font, size: 11 } };
       layout.annotations = layout.annotations?.map(fitNote);
     };
 

@@ -227,3 +227,17 @@ def test_browser_without_scripts_still_has_every_number(browser: Browser, folder
     assert "need JavaScript" in text
     assert tab.evaluate("document.querySelectorAll('tbody tr').length") > 30
     tab.close()
+
+
+def test_what_goes_wrong_in_a_page_is_seen(browser: Browser, tmp_path: Path) -> None:
+    path = tmp_path / "bad.html"
+    path.write_text(
+        "<img src='http://evil.example/x'><script>console.error('said'); alert('told'); missing();</script>"
+    )
+    tab = browser.open(path.as_uri())
+    assert tab.dialogs() == ["told"]
+    said = "\n".join(tab.errors())
+    assert "said" in said
+    assert "missing is not defined" in said
+    assert "http://evil.example/x" in tab.requests()
+    tab.close()
