@@ -86,23 +86,27 @@ class GrowthCurve:
     tokens_per_round: tuple[float, ...]
 
 
-def recorded(profile: Profile, fingerprint: str | None) -> tuple[AcceptanceRecording, ...]:
-    """The recordings of a draft, or of the texts alone (None). Raises: BadInputError, where there are none."""
-    found = tuple(entry for entry in profile.acceptance if entry.fingerprint == fingerprint)
+def recorded(profile: Profile, fingerprint: str | None, domain: str | None = None) -> tuple[AcceptanceRecording, ...]:
+    """The recordings of a draft, or of the texts alone (None), on one kind of text or all (None).
+
+    Raises: BadInputError, where there are none.
+    """
+    found = tuple(
+        entry for entry in profile.acceptance if entry.fingerprint == fingerprint and domain in (None, entry.domain)
+    )
     if not found:
-        drafts = {entry.fingerprint for entry in profile.acceptance}
-        raise BadInputError(
-            "the profile has no recorded acceptance " + ("of texts" if fingerprint is None else "of this draft"),
-            why=f"it holds {len(profile.acceptance)} recordings, of {len(drafts - {None})} drafts",
-            remedy="planner profile with that draft, and time enough for the group acceptance",
-        )
+        whose = "of the texts" if fingerprint is None else "of this draft"
+        raise _none_recorded(profile, f"{whose}{'' if domain is None else f', domain {domain}'}")
     return found
 
 
 def recorded_drafts(profile: Profile) -> dict[str, str]:
-    """The fingerprints of drafts with recordings, by name."""
+    """The fingerprints of drafts with recordings, by name. Raises: BadInputError, where there are none."""
     drafts = {entry.fingerprint for entry in profile.acceptance}
-    return {draft.name: draft.fingerprint for draft in profile.drafts if draft.fingerprint in drafts}
+    found = {draft.name: draft.fingerprint for draft in profile.drafts if draft.fingerprint in drafts}
+    if not found:
+        raise _none_recorded(profile, "of any draft")
+    return found
 
 
 def by_domain(
@@ -168,15 +172,15 @@ def rank_curves(recordings: Sequence[AcceptanceRecording], num_ranks: int, *, se
     return tuple(curves)
 
 
-def match_groups(recordings: Sequence[AcceptanceRecording]) -> tuple[MatchGroup, ...]:
-    """Every recorded position that an earlier match ends at, by length and agreement; groups without any are left out.
+def match_groups(profile: Profile, domain: str | None = None) -> tuple[MatchGroup, ...]:
+    """How often what followed an earlier match followed again, on one kind of text or all (None); no empty groups.
 
     Raises: BadInputError, where no matches were recorded.
     """
     num_all: Counter[tuple[int, Agreement]] = Counter()
     num_right: Counter[tuple[int, Agreement]] = Counter()
     prior: defaultdict[tuple[int, Agreement], float] = defaultdict(float)
-    for entry in recordings:
+    for entry in recorded(profile, None, domain):
         shares = entry.match_shares or (None,) * len(entry.match_hits)
         for length, hit, share in zip(entry.match_lengths, entry.match_hits, shares, strict=True):
             if length:
@@ -208,8 +212,7 @@ def draft_calibration(profile: Profile, fingerprint: str, domain: str | None = N
 
     Raises: BadInputError, where no probabilities were recorded.
     """
-    entries = [entry for entry in recorded(profile, fingerprint) if domain in (None, entry.domain)]
-    bins = probability_bins(entries)
+    bins = probability_bins(recorded(profile, fingerprint, domain))
     if not bins:
         raise BadInputError(
             "there are no probabilities to calibrate",
@@ -239,6 +242,15 @@ def growth_curves(profile: Profile, fingerprint: str, domain: str | None = None)
                 _growth(yields, fingerprint, depth, [entry for entry in draftings if entry.max_depth == depth])
             )
     return tuple(curves)
+
+
+def _none_recorded(profile: Profile, whose: str) -> BadInputError:
+    drafts = {entry.fingerprint for entry in profile.acceptance} - {None}
+    return BadInputError(
+        f"the profile has no recorded acceptance {whose}",
+        why=f"it holds {len(profile.acceptance)} recordings, of {len(drafts)} drafts",
+        remedy="planner profile with that draft, and with time enough for the group acceptance",
+    )
 
 
 def _growth(yields: Yields, fingerprint: str, max_depth: int | None, draftings: Sequence[Drafting]) -> GrowthCurve:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from planner.acceptance_curves import by_domain
 from planner.contracts.errors import BadInputError
 from planner.contracts.machine import Quantity
 from planner.contracts.plan import DiskLink
@@ -246,7 +247,7 @@ def _show_yields(
         page.lines([NOT_MEASURED])
         return
     rows = []
-    for domain, of_domain in _by_domain(entries):
+    for domain, of_domain in by_domain(entries):
         yields = Yields(profile, domain, is_sampled=False)
         num_tokens = sum(max(len(entry.ranks), len(entry.match_lengths)) for entry in of_domain)
         means = [_tokens_per_round(yields, fingerprint, drafting) for drafting in draftings.values()]
@@ -255,7 +256,7 @@ def _show_yields(
 
 
 def _survivals(profile: Profile, fingerprint: str, entries: Sequence[AcceptanceRecording]) -> Iterator[tuple[str, str]]:
-    for domain, _ in _by_domain(entries):
+    for domain, _ in by_domain(entries):
         try:
             survival = Yields(profile, domain, is_sampled=False).of(fingerprint, _SURVIVAL_OF).survival
         except BadInputError:
@@ -268,11 +269,3 @@ def _tokens_per_round(yields: Yields, fingerprint: str | None, drafting: Draftin
         return f"{yields.of(fingerprint, drafting).mean:.2f}"
     except BadInputError:
         return UNKNOWN  # an older profile, or too short a text
-
-
-def _by_domain(entries: Sequence[AcceptanceRecording]) -> list[tuple[str | None, list[AcceptanceRecording]]]:
-    """Each kind of text, and where there are several all of them together (None)."""
-    domains: list[str | None] = [*sorted({entry.domain for entry in entries})]
-    if len(domains) > 1:
-        domains.append(None)
-    return [(domain, [entry for entry in entries if domain in (None, entry.domain)]) for domain in domains]

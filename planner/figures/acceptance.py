@@ -25,7 +25,7 @@ from planner.figures.style import (
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "star", "hexagon")
 _DASHES = ("solid", "dash", "dot", "dashdot")
 _EVERY_TEXT = "all texts"
-_INTERVAL = "bands: P10 to P90 over prompts drawn again"
+_INTERVAL = "bands: P10-P90 over prompts"
 _NO_INTERVAL = "no band where one prompt is all there is"
 _AGREEMENTS: dict[Agreement, tuple[str, str, str]] = {
     "all": ("always the same before", BLUE, "circle"),
@@ -121,7 +121,7 @@ def matches_figure(groups: Sequence[MatchGroup]) -> go.Figure:
     return figure(
         traces,
         title="Is a copy of earlier text right?",
-        subtitle="by what followed at earlier occurrences; lines: P10 to P90 (Wilson)",
+        subtitle="by what followed at earlier occurrences; lines: P10-P90 (Wilson)",
         x_axis={
             "title": {"text": "length of the earlier match (tokens)"},
             "tickvals": list(places.values()),
@@ -133,7 +133,7 @@ def matches_figure(groups: Sequence[MatchGroup]) -> go.Figure:
 
 
 def calibration_figure(found: DraftCalibration, *, drafter: str) -> go.Figure:
-    """How often the target takes what the draft gives some probability; on the diagonal the draft is to be believed."""
+    """How often the target takes what the draft gives some probability, in log odds; the diagonal: as it says."""
     points = found.points
     xs = [_log_odds(point.draft_prob) for point in points]
     ends = [(_log_odds(point.taken.low_frac), _log_odds(point.taken.high_frac)) for point in points]
@@ -172,7 +172,7 @@ def calibration_figure(found: DraftCalibration, *, drafter: str) -> go.Figure:
     return figure(
         traces,
         title="Is the draft as sure as it should be?",
-        subtitle=f"{plain(drafter)}; lines: P10 to P90 (Wilson); axes stretched towards 0 and 100 %",
+        subtitle=f"{plain(drafter)}; lines: P10-P90 (Wilson)",
         x_axis={"title": {"text": "probability by the draft (%)"}, **axis},
         y_axis={"title": {"text": "taken by the target (%)"}, **axis},
         height=440,

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from planner.figures.style import BLUE, GREY, VERMILLION, faded
+import plotly.graph_objects as go
+
+from planner.figures.style import BLUE, GREY, VERMILLION, faded, figure
 
 _RATIO_TICKS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 _LEAST_RATIO, _MOST_RATIO = 0.1, 10.0
@@ -81,3 +83,8 @@ def ratio_axis(title: str, ratios: Sequence[float], *, most_ticks: int = 9) -> d
 def clipped(ratio: float) -> float:
     """A ratio that can be drawn: what lies out of bounds stands at the bound."""
     return min(max(ratio, _LEAST_RATIO), _MOST_RATIO)
+
+
+def nothing_to_see(title: str, why: str) -> go.Figure:
+    """A figure of nothing, which says why."""
+    return figure([], title=title, subtitle=why, x_axis={"visible": False}, y_axis={"visible": False}, height=120)

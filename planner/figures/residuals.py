@@ -93,7 +93,7 @@ def _residuals(of_runs: Sequence[tuple[int, Row]], names: Sequence[str], *, is_n
             ends,
             [place for place, _ in of_runs],
             name="predicted, P10 to P90",
-            line={"width": 9, "color": faded(BLUE, 0.3)},
+            line={"width": 9, "color": faded(BLUE, 0.38)},
             legendgroup="interval",
             showlegend=is_named,
         )

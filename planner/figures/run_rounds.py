@@ -9,6 +9,7 @@ from planner.contracts.quantities import format_s, time_unit
 from planner.contracts.report import Report, RoundRecord
 from planner.contracts.timeline import LANES, Span
 from planner.figures.lanes import lane_bars, link_gaps
+from planner.figures.marks import nothing_to_see
 from planner.figures.style import (
     BLUE,
     GREY,
@@ -30,18 +31,19 @@ _PARTS: tuple[tuple[str, dict[str, object], Callable[[RoundSplit], float]], ...]
     ("host", {"color": LANE_COLOURS["host"]}, lambda split: split.host_s),
     ("unexplained", {"color": GREY}, lambda split: max(0.0, split.unexplained_s)),
 )
+_COPIED = {"shape": "/", "size": 6, "solidity": 0.25, "fillmode": "overlay", "fgcolor": "rgba(0,0,0,0.45)"}
+_MOST_UNIT_TICKS = 6
 _GAP = 0.1  # between two panels, of the height
-_HIDDEN = {"visible": False}
 
 
 def rounds_figure(report: Report) -> go.Figure:
     """What every round drafted and accepted, and below it how long it took; says so where nothing was measured."""
     rounds = report.rounds
     if not rounds:
-        why = "not measured: the run ended before its first round"
-        return figure([], title="Rounds", subtitle=why, x_axis=_HIDDEN, y_axis=_HIDDEN, height=120)
+        return nothing_to_see("Rounds", "not measured: the run ended before its first round")
     unit, size_s = time_unit(max(entry.compute.round_s for entry in rounds))
     numbers = list(range(1, len(rounds) + 1))
+    deepest = max(max(entry.num_emitted_tokens, _depth(entry) + 1) for entry in rounds)
     x_axis = {"range": [0.4, len(rounds) + 0.6], "showgrid": False}
     lower = {"xaxis": "x2", "yaxis": "y2"}
     predicted = report.predicted.round
@@ -55,7 +57,9 @@ def rounds_figure(report: Report) -> go.Figure:
         subtitle=_tokens_said(report),
         x_axis={**x_axis, "showticklabels": False, "ticktext": [], "tickvals": [], "anchor": "y"},
         xaxis2={**x_axis, "title": {"text": "round"}, "anchor": "y2"},
-        y_axis=from_zero("tokens", domain=[0.5 + _GAP / 2, 1], tickformat="d", nticks=6),
+        y_axis=from_zero(
+            "tokens", domain=[0.5 + _GAP / 2, 1], dtick=1 if deepest <= _MOST_UNIT_TICKS else None, nticks=6
+        ),
         yaxis2=from_zero(f"time ({unit})", domain=[0, 0.5 - _GAP / 2], nticks=6, anchor="x2"),
         height=480,
         barmode="stack",
@@ -78,11 +82,11 @@ def timelines_figure(lines: Timelines, *, title: str = "The same stretch of time
     traces = [*_lanes(lines.predicted, lines.length_s, size_s)]
     traces += [{**trace, "xaxis": "x2", "yaxis": "y2"} for trace in _lanes(lines.measured, lines.length_s, size_s)]
     measured_s = sum(lines.measured_rounds_s) / len(lines.measured_rounds_s)
-    said = f"a round: {format_s(lines.predicted_round_s)} predicted, {format_s(measured_s)} measured here"
+    said = f"a round: {format_s(lines.predicted_round_s)} predicted, {format_s(measured_s)} measured"
     return figure(
         traces,
         title=title,
-        subtitle=f"{said}; dotted: where rounds start",
+        subtitle=said,
         x_axis={**x_axis, "showticklabels": False, "ticktext": [], "tickvals": [], "anchor": "y"},
         xaxis2={**x_axis, "title": {"text": f"time ({unit})"}, "anchor": "y2"},
         y_axis={**y_axis, "domain": list(upper)},
@@ -144,7 +148,7 @@ def _accepted(rounds: Sequence[RoundRecord], numbers: Sequence[int]) -> list[dic
     by_model = [entry.num_accepted_tokens - entry.num_accepted_ngram_tokens for entry in rounds]
     own = [entry.num_emitted_tokens - entry.num_accepted_tokens for entry in rounds]
     copied = [entry.num_accepted_ngram_tokens for entry in rounds]
-    depths = [entry.num_draft_tokens if entry.draft_depth is None else entry.draft_depth for entry in rounds]
+    depths = [_depth(entry) for entry in rounds]
     said = [
         f"<b>round {number}</b><br>{entry.num_draft_tokens} drafted, {entry.num_accepted_tokens} accepted"
         for number, entry in zip(numbers, rounds, strict=True)
@@ -157,7 +161,7 @@ def _accepted(rounds: Sequence[RoundRecord], numbers: Sequence[int]) -> list[dic
             **common,
             "name": "accepted, copied from earlier text",
             "y": copied,
-            "marker": {"color": KIND_COLOURS["ngram"], "pattern": {"shape": "x", "size": 5}},
+            "marker": {"color": KIND_COLOURS["ngram"], "pattern": _COPIED},
             "showlegend": any(copied),
         },
         {
@@ -168,6 +172,11 @@ def _accepted(rounds: Sequence[RoundRecord], numbers: Sequence[int]) -> list[dic
             "showlegend": any(depths),
         },
     ]
+
+
+def _depth(entry: RoundRecord) -> int:
+    """Of the longest path that the round drafted; older reports, which do not say it, are of chains."""
+    return entry.num_draft_tokens if entry.draft_depth is None else entry.draft_depth
 
 
 def _spent(rounds: Sequence[RoundRecord], numbers: Sequence[int], size_s: float) -> list[dict[str, object]]:

@@ -43,7 +43,7 @@ def components_figure(comparison: Comparison, *, name: str = "") -> go.Figure:
             [interval_of(row) for row in drawn],
             [places[row.component.name] for row in drawn],
             name="predicted, P10 to P90",
-            line={"width": 12, "color": faded(BLUE, 0.3)},
+            line={"width": 12, "color": faded(BLUE, 0.38)},
         ),
         {
             "type": "scatter",
@@ -104,7 +104,7 @@ def coverage_figure(coverages: Sequence[Coverage]) -> go.Figure:
     return figure(
         traces,
         title="Are the intervals true?",
-        subtitle=f"lines: what {num_runs} runs leave open (80 %, Wilson); dotted: where each mark should be",
+        subtitle=f"dotted: wanted; lines: P10-P90 of what {num_runs} runs tell (Wilson)",
         x_axis={"title": {"text": "runs measured at or below (%)"}, "range": [-3, 103], "zeroline": False},
         y_axis=rows(range(len(coverages)), [entry.component.label for entry in coverages]),
         height=190 + 44 * max(1, len(coverages)),
@@ -183,5 +183,5 @@ def _measured(shown: Sequence[Row], places: Mapping[str, int], is_inside: bool |
 
 
 def _row_name(row: Row) -> str:
-    shown = row.component.shown
-    return f"{row.component.label}<br><sub>{shown(row.p50)} \u2192 {shown(row.measured)}</sub>"
+    shown, small = row.component.shown, "<span style='font-size:11px'>"
+    return f"{row.component.label}<br>{small}{shown(row.p50)} \u2192 {shown(row.measured)}</span>"

@@ -108,15 +108,18 @@ def test_texts_alone_are_replayed_as_copies() -> None:
 def test_nothing_recorded_is_refused_by_name() -> None:
     with pytest.raises(BadInputError, match="no recorded acceptance of this draft"):
         recorded(profile(), "another")
-    with pytest.raises(BadInputError, match="no recorded acceptance of texts"):
+    with pytest.raises(BadInputError, match="no recorded acceptance of the texts"):
         recorded(profile(acceptance=()), None)
+    with pytest.raises(BadInputError, match="of this draft, domain prose"):
+        recorded(profile(), DRAFT.fingerprint, "prose")
     with pytest.raises(BadInputError, match="no acceptance to replay"):
         survival_curves((ranked(),), 2, seed=0)
 
 
 def test_drafts_with_recordings_are_found_by_name() -> None:
     assert recorded_drafts(profile()) == {"draft": DRAFT.fingerprint}
-    assert recorded_drafts(profile(acceptance=())) == {}
+    with pytest.raises(BadInputError, match="of any draft"):
+        recorded_drafts(profile(acceptance=()))
     assert len(recorded(profile(), DRAFT.fingerprint)) == 1
 
 
@@ -147,7 +150,7 @@ def test_ranks_without_a_draft_are_refused() -> None:
 
 
 def test_matches_are_counted_by_length_and_by_how_earlier_ones_went_on() -> None:
-    groups = match_groups([matched((0, 1, 1, 20, 7), (0, 1, 0, 1, 1), (0.0, 1.0, 0.5, 1.0, 0.75))])
+    groups = match_groups(with_recordings([matched((0, 1, 1, 20, 7), (0, 1, 0, 1, 1), (0.0, 1.0, 0.5, 1.0, 0.75))]))
     said = [(entry.least_tokens, entry.most_tokens, entry.agreement, entry.right.frac) for entry in groups]
     assert said == [(1, 1, "all", 1.0), (1, 1, "few", 0.0), (7, 8, "most", 1.0), (16, None, "all", 1.0)]
     assert [entry.prior_frac for entry in groups] == pytest.approx([0.25, 0.25, 0.78, 0.95])
@@ -155,7 +158,7 @@ def test_matches_are_counted_by_length_and_by_how_earlier_ones_went_on() -> None
 
 
 def test_older_recordings_do_not_say_how_earlier_ones_went_on() -> None:
-    groups = match_groups([matched((2, 2, 3), (1, 0, 1))])
+    groups = match_groups(with_recordings([matched((2, 2, 3), (1, 0, 1))]))
     assert [(entry.least_tokens, entry.agreement, entry.right.frac) for entry in groups] == [
         (2, "unknown", 0.5),
         (3, "unknown", 1.0),
@@ -164,7 +167,7 @@ def test_older_recordings_do_not_say_how_earlier_ones_went_on() -> None:
 
 def test_text_without_any_match_is_refused() -> None:
     with pytest.raises(BadInputError, match="no matches to calibrate"):
-        match_groups([matched((0, 0), (0, 0)), ranked(0, 0)])
+        match_groups(with_recordings([matched((0, 0), (0, 0)), ranked(0, 0)]))
 
 
 # --- probabilities ---

@@ -54,7 +54,7 @@ def test_survival_is_shown_in_percent_of_the_rounds() -> None:
     assert list(code.y) == pytest.approx([40.0, 20.0])
     assert list(figure.layout.yaxis.range) == [0, 100]
     assert "a &lt;draft&gt;, 2 tokens drafted" in figure.layout.title.subtitle.text
-    assert "P10 to P90" in figure.layout.title.subtitle.text
+    assert "P10-P90" in figure.layout.title.subtitle.text
 
 
 def test_each_kind_of_text_differs_in_colour_and_marker_and_all_is_dashed() -> None:
@@ -103,7 +103,7 @@ def test_ranks_are_shown_in_percent_of_the_tokens() -> None:
 
 
 def test_matches_stand_in_groups_of_their_length_beside_what_was_assumed() -> None:
-    figure = matches_figure(match_groups([MATCHES]))
+    figure = matches_figure(match_groups(profile_of([MATCHES])))
     assert list(figure.layout.xaxis.ticktext) == ["1", "7-8", "16+"]
     (always,) = [trace for trace in named(figure, "always the same before") if trace.mode == "markers"]
     assert list(always.y) == [100.0, 100.0]
@@ -163,7 +163,7 @@ def every_figure() -> dict[str, go.Figure]:
         "survival": survival_figure(survival_curves(TWO_PROMPTS, 2, seed=0), drafter="draft"),
         "lengths": lengths_figure(length_curves(TWO_PROMPTS, (1, 2), seed=0), drafter="draft"),
         "ranks": ranks_figure(rank_curves(TWO_PROMPTS, 3, seed=0), drafter="draft"),
-        "matches": matches_figure(match_groups([MATCHES])),
+        "matches": matches_figure(match_groups(profile_of([MATCHES]))),
         "calibration": calibration_figure(draft_calibration(made, DRAFT.fingerprint), drafter="draft"),
         "growth": growth_figure(growth_curves(made, DRAFT.fingerprint), drafter="draft"),
     }
