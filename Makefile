@@ -2,7 +2,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-LAB := $(VENV)/.lab
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile
 PROMPT := profiles/demo/prompt.py.txt
 
@@ -28,15 +27,11 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/pytest $(PARALLEL) -m 'not slow'
 
-lab: $(LAB)
+lab: $(INSTALLED)
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 pictures: $(INSTALLED)
 	$(BIN)/python -m planner.figures.pictures docs/pictures
-
-$(LAB): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebook]'
-	@touch $@
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

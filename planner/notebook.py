@@ -174,10 +174,13 @@ class Session:
         return self._curves[free]
 
     def here(self, change: Change) -> tuple[int, float]:
-        """Device memory in bytes and the link's bytes per second after a change. Raises: BadInputError."""
-        situation = self.case(change).situation
-        rate = link_bytes_per_s(situation.profile, situation.request.wishes.link)
-        return situation.request.budget.device_bytes, rate
+        """Device memory in bytes and the link's bytes per second after a change; a codec makes no link faster.
+
+        Raises: BadInputError, where the link was not measured.
+        """
+        now = self.what_if.situation
+        rate = change.link_bytes_per_s or link_bytes_per_s(now.profile, now.request.wishes.link)
+        return change.device_bytes or now.request.budget.device_bytes, rate
 
     def map(self, change: Change) -> StrategyMap:
         """The best around what is now, after all of a change but memory and link. Raises: as `WhatIf.map` does."""
@@ -233,7 +236,7 @@ def _around(now: N, values: Sequence[N], shown: Callable[[N], str]) -> Menu[N | 
     menu: dict[str, N | None] = {}
     for value in sorted(set(values) | {now}):
         if value == now:
-            menu[f"{shown(value)} (now)"] = None
+            menu[f"{shown(value)} now"] = None
         elif shown(value) != shown(now):
             menu.setdefault(shown(value), value)
     return tuple(menu.items())

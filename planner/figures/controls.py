@@ -13,7 +13,7 @@ from planner.notebook import FromCatalogue, FromProfile, Menu, Menus, sizes_of
 
 T = TypeVar("T")
 ROW = widgets.Layout(flex_flow="row wrap", width="100%")
-_STYLE = {"description_width": "80px"}
+_STYLE = {"description_width": "68px"}
 _NO_DRAFT = "none"
 
 
@@ -36,7 +36,7 @@ class SubjectControls:
         self.load.on_click(lambda _: self._opened(FromProfile.typed(self.path.value, self.reports.value)))
         catalogue = widgets.Box([self.machine, self.target, self.draft, self.text], layout=ROW)
         profile = widgets.Box([self.path, self.reports, self.load], layout=ROW)
-        self.root = widgets.Tab(children=[catalogue, profile], titles=("from the catalogue", "from my own profile"))
+        self.root = widgets.Tab(children=[catalogue, profile], titles=("catalogue", "my profile"))
 
     def _open(self) -> None:
         if not self._is_quiet:
@@ -67,12 +67,12 @@ class ChangeControls:
         self._is_quiet = False
         self._meant: dict[str, dict[str, object]] = {}  # by control, what each of its texts stands for
         self.device_bytes = _slider("memory")
-        self.link_bytes_per_s = _slider("bandwidth")
+        self.link_bytes_per_s = _slider("link")
         self.context_tokens = _slider("context")
         self.codec = _dropdown("codec")
         self.domain = _dropdown("text")
         self.draft = _dropdown("draft")
-        self.kind = _dropdown("draft kind")
+        self.kind = _dropdown("kind")
         self.num_nodes = _slider("length")
         self.kind.observe(lambda _: self._offer_sizes(), names="value")
         for name in _FIELDS:

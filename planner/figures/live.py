@@ -1,17 +1,32 @@
 """A figure on a notebook's page that is updated in place, so that it does not flicker and zoom stays."""
 
+from pathlib import Path
+
+import anywidget
 import ipywidgets as widgets
 import plotly.graph_objects as go
+import traitlets
 
 from planner.figures.style import TEMPLATES, Theme, themed
+
+_CONFIG = {"responsive": True, "displaylogo": False}
+
+
+class Surroundings(anywidget.AnyWidget):
+    """Invisible: makes figures as wide as their places, and knows whether the page around is dark."""
+
+    _esm = Path(__file__).with_name("surroundings.js")
+    is_dark = traitlets.Bool(default_value=False).tag(sync=True)
 
 
 class LiveFigure:
     """A place for a figure; empty until one is shown."""
 
-    def __init__(self, width: str = "440px") -> None:
-        """`width` is the least, in CSS; places beside each other share what there is."""
-        self.place = widgets.Box(layout=widgets.Layout(flex=f"1 1 {width}", min_width="0", display="none"))
+    def __init__(self, width: str = "440px", surroundings: Surroundings | None = None) -> None:
+        """`width` is the least, in CSS: places beside each other share what there is. A page has its `surroundings`."""
+        self._around = (Surroundings(),) if surroundings is None else ()
+        self.place = widgets.VBox(self._around, layout=widgets.Layout(flex=f"1 1 {width}", min_width="0"))
+        self.place.layout.display = "none"
         self.widget: go.FigureWidget | None = None
         self._theme: Theme = "light"
 
@@ -19,7 +34,8 @@ class LiveFigure:
         """Draw it, in one message where the place holds a figure of as many traces."""
         if self.widget is None or len(self.widget.data) != len(figure.data):
             self.widget = go.FigureWidget(themed(figure, theme))
-            self.place.children = (self.widget,)
+            self.widget._config = _CONFIG  # plotly has no public name for it
+            self.place.children = (*self._around, self.widget)
         else:
             layout = figure.layout.to_plotly_json()
             del layout["template"]  # takes as long to send as all the rest, and only another theme has another

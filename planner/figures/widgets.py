@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from planner.cli import menus
 from planner.contracts.errors import DraftstreamError
 from planner.figures.controls import ROW, ChangeControls, SubjectControls
-from planner.figures.live import LiveFigure
+from planner.figures.live import LiveFigure, Surroundings
 from planner.figures.style import VERMILLION, Theme
 from planner.figures.what_if import (
     Here,
@@ -38,10 +38,10 @@ class WhatIfPage:
         """Raises: DraftstreamError, where nothing can be said of the subject that it starts with."""
         self.session = Session(subject)
         self.message = widgets.HTML()
-        self.figures = {name: LiveFigure() for name in (*ALWAYS, *WHEN_OPEN)}
+        self.surroundings = Surroundings()
+        self.figures = {name: LiveFigure(surroundings=self.surroundings) for name in (*ALWAYS, *WHEN_OPEN)}
         self.subject = SubjectControls(subject, self.open)
         self.controls = ChangeControls(self.draw)
-        self.dark = widgets.Checkbox(description="dark page", indent=False)
         self.machines = widgets.SelectMultiple(
             options=menus.machine_names(), value=COMPARED_MACHINES, rows=8, description="machines"
         )
@@ -52,18 +52,18 @@ class WhatIfPage:
             children=[places["map"], places["prices"], widgets.VBox([asked, places["machines"]])], titles=_TITLES
         )
         self.always = widgets.Box([places[name] for name in ALWAYS], layout=ROW)
-        parts = [self.subject.root, self.controls.root, self.dark, self.message, self.always, self.sections]
+        parts = [self.subject.root, self.controls.root, self.message, self.always, self.sections, self.surroundings]
         self.root = widgets.VBox(parts)
         self.controls.offer(self.session.menus)
         self.draw()
-        self.dark.observe(lambda _: self.draw(), names="value")
+        self.surroundings.observe(lambda _: self.draw(), names="is_dark")
         self.sections.observe(lambda _: self._draw_section(), names="selected_index")
         self.compare.on_click(lambda _: self._draw_section())
 
     @property
     def theme(self) -> Theme:
         """The page's."""
-        return "dark" if self.dark.value else "light"
+        return "dark" if self.surroundings.is_dark else "light"
 
     def open(self, subject: FromCatalogue | FromProfile) -> None:
         """Ask about something else. What stands in the way is said, and nothing is shown."""

@@ -25,7 +25,7 @@ def test_menus_hold_what_is_now_among_round_values(session: Session) -> None:
     for menu in (menus.device_bytes, menus.link_bytes_per_s, menus.context_tokens):
         texts = [text for text, _ in menu]
         assert len(set(texts)) == len(texts)
-        assert [text for text, meant in menu if meant is None] == [text for text in texts if text.endswith("(now)")]
+        assert [text for text, meant in menu if meant is None] == [text for text in texts if text.endswith(" now")]
     assert dict(menus.device_bytes)["8.00 GiB"] == 8 * 2**30
     assert dict(menus.link_bytes_per_s)["16.00 GB/s"] == 16e9
     assert [text for text, _ in menus.domain] == ["chat"]  # published acceptance is of one kind of text
@@ -45,6 +45,11 @@ def test_sizes_are_those_that_the_planner_considers_of_a_kind() -> None:
 def test_what_is_asked_twice_is_computed_once(session: Session) -> None:
     assert session.curve(Change()) is session.curve(Change(kind="chain", num_nodes=4))
     assert session.map(Change()) is session.map(Change(device_bytes=2**33, link_bytes_per_s=1e9))
+
+
+def test_a_codec_makes_no_link_faster(session: Session) -> None:
+    assert session.here(Change(codec="nf4")) == session.here(Change())
+    assert session.here(Change(device_bytes=2**33, link_bytes_per_s=1e9)) == (2**33, 1e9)
 
 
 def test_typed_paths_are_read_as_files_and_folders(tmp_path: Path) -> None:
@@ -118,7 +123,7 @@ def test_another_target_offers_its_own_drafts(page: WhatIfPage) -> None:
 
 def test_dark_page_changes_the_ink_in_place(page: WhatIfPage) -> None:
     widget, ink = page.figures["lengths"].widget, layout(page).template.layout.font.color
-    page.dark.value = True
+    page.surroundings.is_dark = True
     assert page.figures["lengths"].widget is widget
     assert layout(page).template.layout.font.color != ink
 

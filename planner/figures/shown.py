@@ -1,0 +1,55 @@
+"""Figures on a notebook's page: live ones, and where widgets are not installed pictures that say what to install."""
+
+import base64
+import html
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, TypeVar
+
+import plotly.graph_objects as go
+
+from planner.figures.marks import nothing_to_see
+from planner.figures.static import svg_of
+
+if TYPE_CHECKING:
+    from planner.figures.menu import MenuFigure
+
+T = TypeVar("T")
+_WIDGETS = ("ipywidgets", "anywidget")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StillFigure:
+    """A picture, which notebooks show as HTML, below what there is to say of it."""
+
+    figure: go.Figure
+    notice: str
+
+    def _repr_html_(self) -> str:
+        picture = base64.b64encode(svg_of(self.figure).encode()).decode()
+        image = f'<img style="max-width:100%" src="data:image/svg+xml;base64,{picture}">'
+        return f"<p>{html.escape(self.notice)}</p>{image}"
+
+
+def shown(figure: go.Figure) -> "MenuFigure | StillFigure":
+    """The figure, alive: one can zoom, and point at what is in it."""
+    return under_menu("figure", {"": figure}, lambda made: made)
+
+
+def under_menu(label: str, options: Mapping[str, T], draw: Callable[[T], go.Figure]) -> "MenuFigure | StillFigure":
+    """A figure of the option that a menu chooses, the first one to start with; without widgets, of that alone.
+
+    Raises: as `draw` does, without widgets; with them the page says it.
+    """
+    missing = [name for name in _WIDGETS if find_spec(name) is None]
+    if not missing:
+        from planner.figures.menu import MenuFigure
+
+        return MenuFigure(label, options, draw)
+    notice = f"{' and '.join(missing)} missing, so nothing here can be moved: pip install 'draftstream[notebook]'"
+    if not options:
+        return StillFigure(figure=nothing_to_see(label, "there is none"), notice=notice)
+    first, option = next(iter(options.items()))
+    chosen = f"; {label}: {first}, one of {len(options)}" if len(options) > 1 else ""
+    return StillFigure(figure=draw(option), notice=notice + chosen)
