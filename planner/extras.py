@@ -6,6 +6,7 @@ from pathlib import Path
 from planner.contracts.errors import ResourceFailureError, UsageError
 
 _NEEDED = ("plotly", "matplotlib")
+_WIDGETS = ("ipywidgets", "anywidget")
 
 
 def need_report_extra(flag: str) -> None:
@@ -17,6 +18,14 @@ def need_report_extra(flag: str) -> None:
             why="the pictures' packages come with the extra report, which is not installed",
             remedy="pip install 'draftstream[report]'",
         )
+
+
+def without_widgets() -> str | None:
+    """What to install so that a notebook's page can be moved; None where it can."""
+    missing = [name for name in _WIDGETS if find_spec(name) is None]
+    if not missing:
+        return None
+    return f"{' and '.join(missing)} missing, so nothing here can be moved: pip install 'draftstream[notebook]'"
 
 
 def check_page(path: Path) -> None:

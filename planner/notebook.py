@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,8 +12,9 @@ from planner.contracts.errors import BadInputError
 from planner.contracts.plan import Codec
 from planner.contracts.quantities import format_bytes, format_bytes_per_s, format_s, format_tokens_per_s
 from planner.drafting import DRAFT_KINDS, EVERY_DRAFTING, DraftKind
-from planner.extras import need_report_extra
+from planner.extras import need_report_extra, without_widgets
 from planner.grid import MAP_LINK_FACTORS, MAP_MEMORY_FACTORS
+from planner.recommend import basis_of
 from planner.what_if import Advice, Case, LengthCurve, StrategyMap, WhatIf, compared
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ Menu = tuple[tuple[str, T], ...]  # what is shown, each text once, and what it s
 
 COMPARED_MACHINES = ("rtx-3060-12gb", "rtx-4060-ti-16gb", "rtx-4070", "rtx-3090", "rtx-4090", "rtx-5090")
 _AS_IT_IS = Change()
-_WIDGETS = ("ipywidgets", "anywidget")
 _MOST_FACTOR = 8  # by which memory and bandwidth go below and above what is now
 _CODEC_NAMES: dict[Codec, str] = {"raw": "as stored", "bf12": "bf12 (lossless)", "q8": "8 bits", "nf4": "4 bits"}
 _KIND_NAMES: dict[DraftKind, str] = {"ngram": "n-grams"}
@@ -139,15 +138,24 @@ def open_page(subject: FromCatalogue | None = None) -> "WhatIfPage | StillPage":
     Raises: UsageError, where not even pictures can be drawn; DraftstreamError, as the page does.
     """
     need_report_extra("the what-if notebook")
-    missing = [name for name in _WIDGETS if find_spec(name) is None]
-    if missing:
+    notice = without_widgets()
+    if notice is not None:
         from planner.figures.still import StillPage
 
-        notice = f"{' and '.join(missing)} missing, so nothing here can be moved: pip install 'draftstream[notebook]'"
         return StillPage(subject or FromCatalogue(), notice)
     from planner.figures.widgets import WhatIfPage
 
     return WhatIfPage(subject or FromCatalogue())
+
+
+def grounds(case: Case, change: Change) -> str:
+    """What the answer rests on, and what it leaves out."""
+    said = basis_of(case.situation.profile)
+    if change.codec != "raw":
+        said += (
+            f"; {change.codec} counts as fewer bytes: decoding is not priced, and the runtime reads no such weights yet"
+        )
+    return said
 
 
 class Session:

@@ -63,7 +63,7 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
         rivals=priced,
         refused=tuple(Refusal(draft=name, why=why) for name, why in ranking.refused),
         num_scored=len(ranking.scores),
-        basis=_basis(profile),
+        basis=basis_of(profile),
         warnings=_warnings(profile, request, plan),
         sources=profile.notes if profile.kind == "estimated" else (),
     )
@@ -276,7 +276,8 @@ def _around(request: Request, best: Score) -> Request:
     )
 
 
-def _basis(profile: Profile) -> str:
+def basis_of(profile: Profile) -> str:
+    """Whether the numbers were measured or estimated, when and on what."""
     if profile.kind == "measured":
         return f"measured on {profile.machine.name}, {profile.created[:10]}, {profile.num_threads} threads"
     return f"estimated for {profile.machine.name} from its catalogue entry; nothing was measured"

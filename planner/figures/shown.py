@@ -4,11 +4,11 @@ import base64
 import html
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeVar
 
 import plotly.graph_objects as go
 
+from planner.extras import without_widgets
 from planner.figures.marks import nothing_to_see
 from planner.figures.static import svg_of
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from planner.figures.menu import MenuFigure
 
 T = TypeVar("T")
-_WIDGETS = ("ipywidgets", "anywidget")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,9 +26,13 @@ class StillFigure:
     notice: str
 
     def _repr_html_(self) -> str:
-        picture = base64.b64encode(svg_of(self.figure).encode()).decode()
-        image = f'<img style="max-width:100%" src="data:image/svg+xml;base64,{picture}">'
-        return f"<p>{html.escape(self.notice)}</p>{image}"
+        return f"<p>{html.escape(self.notice)}</p>{image_of(self.figure)}"
+
+
+def image_of(figure: go.Figure) -> str:
+    """The figure as HTML that needs nothing else."""
+    picture = base64.b64encode(svg_of(figure).encode()).decode()
+    return f'<img style="max-width:100%" src="data:image/svg+xml;base64,{picture}">'
 
 
 def shown(figure: go.Figure) -> "MenuFigure | StillFigure":
@@ -42,12 +45,11 @@ def under_menu(label: str, options: Mapping[str, T], draw: Callable[[T], go.Figu
 
     Raises: as `draw` does, without widgets; with them the page says it.
     """
-    missing = [name for name in _WIDGETS if find_spec(name) is None]
-    if not missing:
+    notice = without_widgets()
+    if notice is None:
         from planner.figures.menu import MenuFigure
 
         return MenuFigure(label, options, draw)
-    notice = f"{' and '.join(missing)} missing, so nothing here can be moved: pip install 'draftstream[notebook]'"
     if not options:
         return StillFigure(figure=nothing_to_see(label, "there is none"), notice=notice)
     first, option = next(iter(options.items()))

@@ -1,9 +1,8 @@
 """The what-if page without widgets: what is missing, and the same figures as pictures that nothing moves."""
 
-import base64
 import html
 
-from planner.figures.static import svg_of
+from planner.figures.shown import image_of
 from planner.figures.what_if import lengths_figure, memory_figure, prices_figure, round_figure, timeline_figure
 from planner.notebook import FromCatalogue, FromProfile, Session, answer
 
@@ -32,6 +31,5 @@ class StillPage:
         return self
 
     def _repr_html_(self) -> str:
-        pictures = [base64.b64encode(svg_of(figure).encode()).decode() for figure in self.figures.values()]
-        shown = "".join(f'<img style="max-width:100%" src="data:image/svg+xml;base64,{each}">' for each in pictures)
-        return f"<p>{html.escape(self.notice)}</p><p><b>{html.escape(self.said)}</b></p>{shown}"
+        pictures = "".join(image_of(figure) for figure in self.figures.values())
+        return f"<p>{html.escape(self.notice)}</p><p><b>{html.escape(self.said)}</b></p>{pictures}"

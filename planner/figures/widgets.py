@@ -12,7 +12,7 @@ from planner.cli import menus
 from planner.contracts.errors import DraftstreamError
 from planner.figures.controls import ROW, ChangeControls, SubjectControls
 from planner.figures.live import LiveFigure, Surroundings
-from planner.figures.style import VERMILLION, Theme
+from planner.figures.style import MUTED, VERMILLION, Theme
 from planner.figures.what_if import (
     Here,
     lengths_figure,
@@ -23,7 +23,7 @@ from planner.figures.what_if import (
     round_figure,
     timeline_figure,
 )
-from planner.notebook import COMPARED_MACHINES, FromCatalogue, FromProfile, Session, answer
+from planner.notebook import COMPARED_MACHINES, FromCatalogue, FromProfile, Session, answer, grounds
 
 ALWAYS = ("lengths", "round", "memory", "timeline")  # drawn with every move
 WHEN_OPEN = ("map", "prices", "machines")  # slower: drawn while their section is open
@@ -91,7 +91,8 @@ class WhatIfPage:
         except DraftstreamError as error:
             self._refuse(error)
             return
-        self._say(f"<b>{html.escape(answer(case))}</b>")
+        below = f"<span style='color:{MUTED}'>{html.escape(grounds(case, change))}</span>"
+        self._say(f"<b>{html.escape(answer(case))}</b><br>{below}")
         for name, figure in (
             ("round", round_figure(case.parts())),
             ("memory", memory_figure(case.plan)),

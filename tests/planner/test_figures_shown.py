@@ -27,7 +27,7 @@ def without_widgets(monkeypatch: pytest.MonkeyPatch) -> None:
     def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
         return None if name == "anywidget" else real(name, package)
 
-    monkeypatch.setattr("planner.figures.shown.find_spec", find_spec)
+    monkeypatch.setattr("planner.extras.find_spec", find_spec)
 
 
 def test_a_figure_is_alive_and_has_the_ink_of_its_page() -> None:

@@ -1,12 +1,12 @@
 """The what-if page: what its menus offer and mean, and what it does when a hand moves them."""
 
+import importlib.util
 from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
 from made_up import MB, profile, request
 
-import planner.notebook
 from planner.changes import Change, Situation
 from planner.contracts.errors import UsageError
 from planner.figures.widgets import WhatIfPage
@@ -115,6 +115,13 @@ def test_a_file_that_is_none_of_ours_is_refused_with_the_reason(
     assert page.always.layout.visibility == "hidden"
 
 
+def test_page_says_what_its_numbers_rest_on(page: WhatIfPage) -> None:
+    assert "estimated for rtx-3060-12gb from its catalogue entry" in page.message.value
+    assert "decoding is not priced" not in page.message.value
+    page.controls.codec.value = next(text for text in page.controls.codec.options if "4 bits" in text)
+    assert "decoding is not priced, and the runtime reads no such weights yet" in page.message.value
+
+
 def test_another_target_offers_its_own_drafts(page: WhatIfPage) -> None:
     page.subject.target.value = "llama-3.1-8b"
     assert page.subject.draft.options == ("none", "llama-3.2-1b", "llama-3.2-3b")
@@ -132,7 +139,10 @@ def test_dark_page_changes_the_ink_in_place(page: WhatIfPage) -> None:
 
 
 def test_without_widgets_the_page_says_what_to_install_and_shows_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner.notebook, "find_spec", lambda name: None)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "planner.extras.find_spec", lambda name: None if name in ("ipywidgets", "anywidget") else real(name)
+    )
     still = open_page(FromCatalogue(machine="rtx-3060-12gb", target="qwen2.5-7b", draft="qwen2.5-0.5b"))
     shown = still.root._repr_html_()
     assert "ipywidgets and anywidget missing" in shown
