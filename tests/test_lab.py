@@ -120,11 +120,3 @@ def test_what_if_draws_and_obeys_its_sliders(tab: Tab, lab: str) -> None:
     assert "rror" not in tab.evaluate("document.querySelector('.jp-OutputArea').textContent")
     tab.screenshot("lab-moved", is_whole=False)
     assert_calm(tab, lab)
-
-
-def test_figures_take_the_width_of_their_places(tab: Tab) -> None:
-    plots = "[...document.querySelectorAll('.jp-OutputArea .js-plotly-plot')].filter((plot) => plot.clientWidth > 0)"
-    fits = "(plot) => Math.abs(plot.querySelector('.main-svg').clientWidth - plot.clientWidth) <= 1"
-    for width in (1400, 1000):
-        tab.resize(width, 1000)
-        tab.wait_for(f"{plots}.length >= 4 && {plots}.every({fits})")
