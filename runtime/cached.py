@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from planner.contracts.errors import BadInputError
-from runtime.kv_cache import KvCache
+from runtime.kv_cache import KvCache, cache_argument
 from runtime.model import StreamedModel
 from runtime.tree_mask import GrowingTree, TreeMasks, reaches, why_no_trees
 from runtime.verify import check_finite
@@ -33,6 +33,7 @@ class CachedModel:
         self._tree: GrowingTree | None = None
         self._masks = self._tree_masks() if most_nodes else None
         self._takes_positions = "position_ids" in inspect.signature(streamed.model.forward).parameters
+        self._cache_argument = cache_argument(streamed.model)
         self._continues_by_one = _continues_by_one(streamed.model)
 
     @property
@@ -112,9 +113,9 @@ class CachedModel:
             positions["position_ids"] = torch.arange(first, first + len(tokens), device=device)[None]
         output = self.streamed.model(
             input_ids=torch.tensor([tokens], device=device),
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=num_rows,
+            **{self._cache_argument: self._cache},
             **positions,
         )
         logits_RV: Tensor = output.logits[0]
@@ -129,9 +130,9 @@ class CachedModel:
             input_ids=torch.tensor([tokens], device=device),
             attention_mask=self._masks.rows(tree, len(tokens), self.num_seen),
             position_ids=torch.tensor([positions], device=device),
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=len(tokens),
+            **{self._cache_argument: self._cache},
         )
         logits_TV: Tensor = output.logits[0]
         return logits_TV

@@ -10,11 +10,12 @@ that holds one cannot roll back.
 Shapes: B batch, H key-value heads, T tokens, D head width, M nodes that move.
 """
 
+import inspect
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
@@ -243,6 +244,11 @@ class KvCache(Cache):
         """Count tokens, or nodes of an open tree, that were written into every layer's memory from outside."""
         for layer in self.layers:
             layer.advance(num_new)
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """What a model's forward calls its cache: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def num_visible_tokens(num_tokens: int, window_tokens: int | None) -> int:

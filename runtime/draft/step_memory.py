@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from runtime.kv_cache import KvCache, PreallocatedLayer
+from runtime.kv_cache import KvCache, PreallocatedLayer, cache_argument
 
 ALIGN_PLACES = 16  # fused attention reads masks of aligned rows, and would copy others
 
@@ -35,6 +35,7 @@ class StepMemory:
         if device.type != "cpu":
             self._host_3W = torch.zeros(3, widest, dtype=torch.long, pin_memory=True)
         self._written_3W = self._host_3W.numpy()
+        self._cache_argument = cache_argument(model)
         self._cache = Cache(layers=[PlacedLayer(layer, self._inputs_3W[2], self.num_places) for layer in cache.layers])
 
     def width_of(self, num_tokens: int) -> int:
@@ -61,9 +62,9 @@ class StepMemory:
             input_ids=self._inputs_3W[0:1, :width],
             attention_mask=self.mask.rows_11WP[:, :, :width],
             position_ids=self._inputs_3W[1:2, :width],
-            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=width,
+            **{self._cache_argument: self._cache},
         )
         self.logits_WV[:width].copy_(output.logits[0])
 

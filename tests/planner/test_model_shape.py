@@ -33,7 +33,7 @@ from planner.contracts.model_shape import KV_SLACK_TOKENS, REGION_ALIGN_BYTES, M
 from planner.contracts.plan import DTYPE_BYTES, Dtype
 from profiles import demo_folder
 from runtime.checkpoint import Layout
-from runtime.kv_cache import KvCache
+from runtime.kv_cache import KvCache, cache_argument
 
 NUM_LAYERS = 4
 SIZES: dict[str, object] = {
@@ -216,7 +216,7 @@ def test_sizes_follow_the_dtype_that_it_runs_in(checkpoint: Checkpoints) -> None
 @torch.inference_mode()
 def allocated_kv_bytes(model: PreTrainedModel, context_tokens: int, num_nodes: int = 0) -> int:
     cache = KvCache(model.config, context_tokens, num_nodes)
-    model(input_ids=torch.tensor([[1, 2, 3]]), past_key_values=cache, use_cache=True)
+    model(input_ids=torch.tensor([[1, 2, 3]]), use_cache=True, **{cache_argument(model): cache})
     buffers = [buffer for layer in cache.layers for buffer in (layer._keys_BHTD, layer._values_BHTD)]
     return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
 

@@ -36,6 +36,7 @@ from runtime.api import Limits, load, make_plan
 from runtime.cached import CachedModel
 from runtime.checkpoint import Checkpoint
 from runtime.engine import Engine
+from runtime.kv_cache import cache_argument
 from runtime.model import StreamedModel, all_resident
 from runtime.skeleton import build_skeleton
 
@@ -125,10 +126,11 @@ def step_tokens() -> list[list[int]]:
 @torch.inference_mode()
 def stock_logits(model: PreTrainedModel, steps: Sequence[list[int]] | None = None) -> list[Tensor]:
     """Rows (T, V) of every step, with transformers' own cache, and positions as its `generate` gives them."""
-    cache, rows, num_seen = DynamicCache(config=model.config), [], 0
+    cached: dict[str, object] = {cache_argument(model): DynamicCache(config=model.config)}
+    rows, num_seen = [], 0
     for tokens in step_tokens() if steps is None else steps:
         positions = torch.arange(num_seen, num_seen + len(tokens))[None]
-        output = model(input_ids=torch.tensor([tokens]), position_ids=positions, past_key_values=cache, use_cache=True)
+        output = model(input_ids=torch.tensor([tokens]), position_ids=positions, use_cache=True, **cached)
         rows.append(output.logits[0])
         num_seen += len(tokens)
     return rows
