@@ -53,6 +53,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         f"--ServerApp.root_dir={root / 'notebooks'}",
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.extension_manager=readonly",
+        "--expose-app-in-browser",
     )
     environment = {**os.environ, **{name: str(root / folder) for name, folder in FOLDERS.items()}}
     with (root / "log").open("w") as log:
@@ -83,8 +84,9 @@ def tab(lab: str) -> Iterator[Tab]:
     with running_browser() as browser:
         found = browser.open(lab, width=1400, height=1000)
         found.wait_for("document.querySelector('.jp-MarkdownOutput h1') !== null", most_s=STARTING_S)
-        status = "document.querySelector('.jp-Notebook-ExecutionIndicator')?.dataset.status"
-        found.wait_for(f"{status} === 'idle'", most_s=STARTING_S)
+        # not what the page shows: it says idle before there is a kernel, and cells run then are lost
+        kernel = "jupyterapp.shell.currentWidget.sessionContext.session?.kernel"
+        found.wait_for(f"{kernel}?.connectionStatus === 'connected'", most_s=STARTING_S)
         yield found
 
 
