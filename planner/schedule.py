@@ -9,8 +9,9 @@ before j (other units, and at the pass boundary the draft); units from disk, i i
 
 Only maxima and sums, so that one pass is a max-plus linear map of the few times that the next pass depends on: when the
 compute lane, the link and the disk are done, and when each slot and buffer becomes free. The round time, the limit of
-G_(j+m) - G_j, is that map's largest cycle mean, which Karp's formula takes from as many passes as there are such times.
-There is nothing to converge, and no transient is too long: two lanes that nearly tie are told apart.
+G_(j+m) - G_j, is that map's largest cycle mean. It lies between the least and the most that one pass adds to them: a
+pass that adds the same to all has found it, which the second one mostly does. Where lanes nearly tie, Karp's formula
+takes it from as many passes as there are such times: nothing has to converge, and no transient is too long.
 
 Not here: several copies at a time, jitter, what the lanes take from each other (the times are those under load).
 Source: Baccelli et al., Synchronization and Linearity, 1992, ch. 3; Karp, Discrete Mathematics 23 (1978), theorem 1.
@@ -95,6 +96,9 @@ def round_time_s(schedule: Schedule) -> float:
     for _ in range(num_passes):
         _run_pass(schedule, state, boundary_s=schedule.boundary_s)
         times.append(state.times_s())
+        steps_s = [after - before for after, before in zip(times[-1], times[-2], strict=True)]
+        if math.isclose(min(steps_s), max(steps_s), rel_tol=SAME_STEP_FRAC):
+            return max(steps_s)
     return max(
         min((last_s - times[k][place]) / (num_passes - k) for k in range(num_passes))
         for place, last_s in enumerate(times[-1])

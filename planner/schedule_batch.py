@@ -113,16 +113,21 @@ class _Lanes:
         return np.where(self._num_streamed_b > 0, resident_s_bU[np.arange(len(last_b)), last_b], 0.0)
 
     def round_s(self) -> FloatArray:
-        """Karp's formula over the states after 0 to T passes, T being the number of times in a state."""
+        """By the first pass that moves all times of a schedule on alike; where none does, by Karp's formula."""
         states = [self._times()]
         num_passes = len(states[0])
+        round_s_b = np.full(states[0].shape[1], np.nan)
         for _ in range(num_passes):
             self._run_pass()
             states.append(self._times())
+            longest_s_b, is_settled_b = _settled(states[-1] - states[-2])
+            np.copyto(round_s_b, longest_s_b, where=is_settled_b & np.isnan(round_s_b))
+            if not np.isnan(round_s_b).any():
+                return self._in_given_order(round_s_b)
         means_s_Tb = np.full_like(states[-1], np.inf)
         for k, before_s_Tb in enumerate(states[:-1]):
             np.minimum(means_s_Tb, (states[-1] - before_s_Tb) / (num_passes - k), out=means_s_Tb)
-        return self._in_given_order(means_s_Tb.max(axis=0))
+        return self._in_given_order(np.where(np.isnan(round_s_b), means_s_Tb.max(axis=0), round_s_b))
 
     def passes_s(self, num_passes_b: NDArray[np.int64]) -> FloatArray:
         """Seconds of so many passes of each, the boundary between two; none is run that moves all times on alike."""
@@ -134,10 +139,9 @@ class _Lanes:
             self._run_pass(has_boundary=index > 0)
             before_s_Tb, times_s_Tb = times_s_Tb, self._times()
             steps_s_Tb = times_s_Tb - before_s_Tb
-            longest_s_b, shortest_s_b = steps_s_Tb.max(axis=0), steps_s_Tb.min(axis=0)
             num_left_b = num_passes_b - 1 - index
-            is_settled_b = (longest_s_b - shortest_s_b <= SAME_STEP_FRAC * longest_s_b) & (index > 0)
-            is_done_b = is_left_b & (is_settled_b | (num_left_b == 0))
+            _, is_settled_b = _settled(steps_s_Tb)
+            is_done_b = is_left_b & ((is_settled_b & (index > 0)) | (num_left_b == 0))
             ends_s_b[is_done_b] = (times_s_Tb[0] + num_left_b * steps_s_Tb[0])[is_done_b]
             is_left_b &= ~is_done_b
             if not is_left_b.any():
@@ -181,6 +185,12 @@ class _Lanes:
         read_s_b: FloatArray = free_s_b + self._read_s_mb[unit, :num]
         np.maximum(self._read_s_b[:num], read_s_b, out=self._read_s_b[:num])
         return read_s_b
+
+
+def _settled(steps_s_Tb: FloatArray) -> tuple[FloatArray, BoolArray]:
+    """The longest step of each schedule, and whether all its times moved on alike, but for rounding."""
+    longest_s_b = steps_s_Tb.max(axis=0)
+    return longest_s_b, longest_s_b - steps_s_Tb.min(axis=0) <= SAME_STEP_FRAC * longest_s_b
 
 
 def _unit_first(values_bU: NDArray[_Value], places_bm: NDArray[np.int64]) -> NDArray[_Value]:
