@@ -34,6 +34,26 @@ def main() -> None:
         print_json(generate(Plan.read(options.plan), options.tokens))
         return
     folder = make_checkpoint(LARGE, options.models)
+    print_header("memory", folder)
+    context_tokens = options.tokens + PROMPT_TOKENS + 8
+    plan = make_plan(
+        folder, limits=Limits(device=options.device_memory), context_tokens=context_tokens, link="disk:cached"
+    )
+    least_bytes = one_layer_bytes(options.models)
+    measured = in_process(plan, options.tokens, options.models)
+    taken = measured["peak_bytes"] - least_bytes
+    planned = plan.memory.device_bytes + plan.memory.host_bytes
+    mib = 2**20
+    print(f"planned {planned / mib:.1f} MiB: {', '.join(f'{n} {b / mib:.1f}' for n, b in plan.memory if b)}")
+    print(f"measured {taken / mib:.1f} MiB above a one-layer process ({least_bytes / mib:.1f} MiB)")
+    print(f"planned / measured = {planned / taken:.3f}")
+    growth = measured["after_bytes"] - measured["early_bytes"]
+    print(f"resident set from token 32 to token {options.tokens}: {growth / mib:+.2f} MiB")
+    print_json({"planned_over_measured": planned / taken, "growth_bytes": growth})
+
+
+def one_layer_bytes(models: Path) -> int:
+    """Peak of a process with the same imports that runs a one-layer model."""
     tiny = make_checkpoint(
         replace(
             LARGE,
@@ -45,24 +65,9 @@ def main() -> None:
             num_kv_heads=1,
             vocab_size=4096,
         ),
-        options.models,
+        models,
     )
-    print_header("memory", folder)
-    context_tokens = options.tokens + PROMPT_TOKENS + 8
-    plan = make_plan(
-        folder, limits=Limits(device=options.device_memory), context_tokens=context_tokens, link="disk:cached"
-    )
-    baseline = in_process(make_plan(tiny, context_tokens=64, link="disk:cached"), 8, options.models)
-    measured = in_process(plan, options.tokens, options.models)
-    taken = measured["peak_bytes"] - baseline["peak_bytes"]
-    planned = plan.memory.device_bytes + plan.memory.host_bytes
-    mib = 2**20
-    print(f"planned {planned / mib:.1f} MiB: {', '.join(f'{n} {b / mib:.1f}' for n, b in plan.memory if b)}")
-    print(f"measured {taken / mib:.1f} MiB above a one-layer process ({baseline['peak_bytes'] / mib:.1f} MiB)")
-    print(f"planned / measured = {planned / taken:.3f}")
-    growth = measured["after_bytes"] - measured["early_bytes"]
-    print(f"resident set from token 32 to token {options.tokens}: {growth / mib:+.2f} MiB")
-    print_json({"planned_over_measured": planned / taken, "growth_bytes": growth})
+    return in_process(make_plan(tiny, context_tokens=64, link="disk:cached"), 8, models)["peak_bytes"]
 
 
 def in_process(plan: Plan, num_tokens: int, folder: Path) -> dict[str, int]:

@@ -1,0 +1,91 @@
+"""Planned against measured memory of the plans that `planner recommend` makes: every kind of draft, links, budgets.
+
+Each run is a process of its own, as in bench.memory; the rule is measured <= planned <= 1.08 x measured.
+"""
+
+import argparse
+import statistics
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from bench.memory import in_process, one_layer_bytes
+from bench.models import print_header, print_json
+from bench.prediction import PLACES, PROBABILITIES, profile_of
+from bench.settings import Pair, Setting, request_of, script
+from planner.contracts.errors import NoFeasiblePlanError
+from planner.contracts.plan import Plan
+from planner.contracts.profile import Profile
+from planner.drafting import EVERY_HYBRID, EVERY_TREE, NO_DRAFTING, Drafting, chain, ngram
+from planner.search import plan_of, rank
+
+GOAL = (1.0, 1.08)
+NEW_TOKENS = 64
+KINDS: dict[Pair, tuple[Drafting, ...]] = {
+    "demo": (
+        NO_DRAFTING,
+        chain(4),
+        ngram(16),
+        *(entry for entry in (*EVERY_TREE, *EVERY_HYBRID) if (entry.num_nodes, entry.max_depth) in ((32, 8), (64, 8))),
+    ),
+    "random": (NO_DRAFTING, chain(4)),
+}
+
+
+def main() -> None:
+    """Plan, run in a process and compare; one row per plan."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=Path("/tmp/draftstream-bench"))
+    parser.add_argument("--pairs", nargs="+", choices=("demo", "random"), default=["demo", "random"])
+    options = parser.parse_args()
+    print_header("planned against measured memory")
+    least_bytes = one_layer_bytes(options.models)
+    ratios: list[float] = []
+    for pair in options.pairs:
+        profile = profile_of(pair, options.models)
+        links, budgets = PLACES[pair]
+        for link, budget, drafting in product(("disk:direct", *links[:2]), budgets, KINDS[pair]):
+            plan = planned(profile, pair, link, budget, drafting)
+            name = f"{pair:6} {link:16} {budget:>7} {drafting.label}"
+            if plan is None:
+                print(f"{name}: does not fit", flush=True)
+                continue
+            ratios.append(planned_over_measured(name, plan, least_bytes, options.models))
+    least, most = GOAL
+    num_missed = sum(not least <= ratio <= most for ratio in ratios)
+    print(f"outside {least} to {most}: {num_missed} of {len(ratios)}; median {statistics.median(ratios):.3f}")
+    print_json({"ratios": ratios, "missed": num_missed})
+
+
+def planned(profile: Profile, pair: Pair, link: str, budget: str, drafting: Drafting) -> Plan | None:
+    """The best plan with that draft; None where it does not fit."""
+    is_random = pair == "random"
+    setting = Setting(
+        pair=pair,
+        link=link,
+        device_memory=budget,
+        draft_len=drafting.num_nodes,
+        domain=script(PROBABILITIES[0]) if is_random else "code",
+        new_tokens=NEW_TOKENS,
+    )
+    request = replace(request_of(setting, profile), draftings=(drafting,))
+    try:
+        ranking = rank(profile, request)
+    except NoFeasiblePlanError:
+        return None
+    score = ranking.best_of(profile.drafts[0].fingerprint if drafting.has_model else None)
+    return None if score is None else plan_of(profile, request, score)[0]
+
+
+def planned_over_measured(name: str, plan: Plan, least_bytes: int, models: Path) -> float:
+    """Bytes planned over bytes that a run of the plan takes at its peak, above those of a process without one."""
+    measured = in_process(plan, NEW_TOKENS, models)["peak_bytes"] - least_bytes
+    bytes_planned = plan.memory.device_bytes + plan.memory.host_bytes
+    ratio = bytes_planned / measured
+    mark = " " if GOAL[0] <= ratio <= GOAL[1] else "*"
+    print(f"{name:52} {bytes_planned / 2**20:7.1f} {measured / 2**20:7.1f} MiB {ratio:.3f}{mark}", flush=True)
+    return ratio
+
+
+if __name__ == "__main__":
+    main()
