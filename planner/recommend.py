@@ -204,13 +204,14 @@ def _why_lost(best: Score, other: Score) -> str:
 
 def crossover(ranking: Ranking, draft: ModelShape) -> Crossover:
     """At each length the best plan with a chain of the draft, and where it starts and stops paying."""
+    plain_tokens_per_s = ranking.baseline.tokens_per_s
     points = [
         LengthPoint(
             draft_len=score.candidate.drafting.num_nodes,
             tokens_per_s=score.tokens_per_s,
             tokens_per_round=score.terms.tokens_per_round,
             round_s=score.round_s,
-            speedup_frac=score.tokens_per_s / ranking.baseline.tokens_per_s,
+            speedup_frac=score.tokens_per_s / plain_tokens_per_s,
         )
         for score in ranking.fastest_chains(draft.fingerprint)
     ]

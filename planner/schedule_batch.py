@@ -29,12 +29,30 @@ class ScheduleBatch:
     num_staging_buffers: int = 2
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchDraws:
+    """D draws of each of B schedules: by what the times of units are multiplied, and the seconds between passes."""
+
+    compute_D: FloatArray
+    transfers_D: FloatArray  # copies, and reads from disk
+    boundary_s_BD: FloatArray
+
+
 def round_times_s(batch: ScheduleBatch) -> FloatArray:
     """Seconds of a round of each schedule once it repeats, shape (B,); the twin of `round_time_s`."""
     round_s_B = np.empty(len(batch.num_slots_B))
     for rows, lanes in _lanes_of(batch):
         round_s_B[rows] = lanes.round_s()
     return round_s_B
+
+
+def drawn_round_times_s(batch: ScheduleBatch, draws: BatchDraws) -> FloatArray:
+    """Seconds of a round of each schedule under each draw, shape (B, D)."""
+    round_s_BD = np.empty_like(draws.boundary_s_BD)
+    for rows, lanes in _lanes_of(batch, num_draws=len(draws.compute_D)):
+        lanes.draw(draws.compute_D, draws.transfers_D, draws.boundary_s_BD[rows])
+        round_s_BD[rows] = lanes.round_s().reshape(len(rows), -1)
+    return round_s_BD
 
 
 def passes_times_s(batch: ScheduleBatch, num_passes_B: NDArray[np.int64]) -> FloatArray:
@@ -45,16 +63,17 @@ def passes_times_s(batch: ScheduleBatch, num_passes_B: NDArray[np.int64]) -> Flo
     return passes_s_B
 
 
-def _lanes_of(batch: ScheduleBatch) -> Iterator[tuple[NDArray[np.int64], "_Lanes"]]:
+def _lanes_of(batch: ScheduleBatch, num_draws: int = 1) -> Iterator[tuple[NDArray[np.int64], "_Lanes"]]:
     """The batch in groups of equally many slots and buffers: their rows, and the lanes."""
+    most = max(1, _CHUNK // num_draws)
     streamed_BU = batch.is_streamed_BU
     staged_BU = streamed_BU & (batch.read_s_BU > 0) if batch.read_s_BU is not None else np.zeros_like(streamed_BU)
     slots_B = _used(batch.num_slots_B, streamed_BU)
     buffers_B = _used(np.full_like(slots_B, batch.num_staging_buffers), staged_BU)
     for num_slots, num_buffers in np.unique(np.stack([slots_B, buffers_B], axis=1), axis=0):
         rows = np.flatnonzero((slots_B == num_slots) & (buffers_B == num_buffers))
-        for start in range(0, len(rows), _CHUNK):
-            chunk = rows[start : start + _CHUNK]
+        for start in range(0, len(rows), most):
+            chunk = rows[start : start + most]
             yield chunk, _Lanes(batch, chunk, staged_BU, int(num_slots), int(num_buffers))
 
 
@@ -94,16 +113,36 @@ class _Lanes:
         self._compute_s_mb = _unit_first(compute_s_bU, places_bm)
         self._copy_s_mb = _unit_first(batch.copy_s_BU[rows], places_bm)
         self._boundary_s_b = batch.boundary_s_B[rows]
-        num_rows = len(rows)
-        self._computed_s_b, self._copied_s_b, self._read_s_b = np.zeros((3, num_rows))
-        self._freed_s_mb = np.zeros((num_slots + most, num_rows))  # of the slots before a pass, then by its units
-        self._emptied_s = list(np.zeros((num_buffers, num_rows)))  # staging buffers, oldest first
-        self._num_slots = num_slots
+        self._num_slots, self._num_buffers = num_slots, num_buffers
         if num_buffers:
             assert batch.read_s_BU is not None
             self._staged_mb = _unit_first(staged_BU[rows], places_bm)
             read_s_mb = _unit_first(batch.read_s_BU[rows], places_bm)
             self._read_s_mb = np.where(self._staged_mb, read_s_mb, -np.inf)  # which no maximum notices
+        self._start()
+
+    def draw(self, compute_D: FloatArray, transfers_D: FloatArray, boundary_s_bD: FloatArray) -> None:
+        """Take each schedule once for each draw, its draws side by side."""
+        num_draws = len(compute_D)
+        self._boundary_s_b = boundary_s_bD[self._order_b].ravel()
+        self._order_b = (self._order_b[:, None] * num_draws + np.arange(num_draws)).ravel()
+        self._num_streamed_b = np.repeat(self._num_streamed_b, num_draws)
+        self._num_with_m = [num * num_draws for num in self._num_with_m]
+        self._before_s_mb = _drawn(self._before_s_mb, compute_D)
+        self._after_s_b = np.outer(self._after_s_b, compute_D).ravel()
+        self._compute_s_mb = _drawn(self._compute_s_mb, compute_D)
+        self._copy_s_mb = _drawn(self._copy_s_mb, transfers_D)
+        if self._num_buffers:
+            self._staged_mb = np.repeat(self._staged_mb, num_draws, axis=1)
+            self._read_s_mb = _drawn(self._read_s_mb, transfers_D)
+        self._start()
+
+    def _start(self) -> None:
+        """Every lane idle and every buffer free, from 0 s on."""
+        num_rows, most = len(self._boundary_s_b), len(self._copy_s_mb)
+        self._computed_s_b, self._copied_s_b, self._read_s_b = np.zeros((3, num_rows))
+        self._freed_s_mb = np.zeros((self._num_slots + most, num_rows))  # of the slots before a pass, then by its units
+        self._emptied_s = list(np.zeros((self._num_buffers, num_rows)))  # staging buffers, oldest first
 
     def _last(self, resident_s_bU: FloatArray, places_bm: NDArray[np.int64]) -> FloatArray:
         """Resident compute up to the last streamed unit of each."""
@@ -196,6 +235,13 @@ def _settled(steps_s_Tb: FloatArray) -> tuple[FloatArray, BoolArray]:
 def _unit_first(values_bU: NDArray[_Value], places_bm: NDArray[np.int64]) -> NDArray[_Value]:
     """The values at these places, the unit first, so that the schedules of one unit lie side by side."""
     return np.ascontiguousarray(np.take_along_axis(values_bU, places_bm, axis=1).T)
+
+
+def _drawn(values_mb: FloatArray, factors_D: FloatArray) -> FloatArray:
+    """Each value times each factor, the draws of a schedule side by side."""
+    num_units, num_schedules = values_mb.shape
+    product: FloatArray = (values_mb[:, :, None] * factors_D).reshape(num_units, num_schedules * len(factors_D))
+    return product
 
 
 def _shift(ring: Sequence[FloatArray], newest_b: FloatArray, moves_b: BoolArray) -> None:

@@ -112,7 +112,7 @@ class Ranking:
     @property
     def baseline(self) -> Score:
         """The best score without any draft."""
-        return next(score for score in self.scores if score.candidate.drafting == NO_DRAFTING)
+        return next(score for score in self.scores if score.candidate.drafting.kind == "none")
 
     def best_of(self, fingerprint: str | None, kind: DraftKind | None = None) -> Score | None:
         """The best score with a draft model, or without one; of one kind of draft, or of any."""

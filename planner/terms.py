@@ -1,13 +1,21 @@
 """What passes are made of before the schedule joins them, and how long they then take, many at once."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.schedule import Schedule, Step, passes_s, round_time_s
-from planner.schedule_batch import BoolArray, FloatArray, ScheduleBatch, passes_times_s, round_times_s
+from planner.schedule_batch import (
+    BatchDraws,
+    BoolArray,
+    FloatArray,
+    ScheduleBatch,
+    drawn_round_times_s,
+    passes_times_s,
+    round_times_s,
+)
 
 _FEW = 6  # schedules that are faster one by one than as arrays
 
@@ -71,19 +79,10 @@ def drawn_rounds_of(terms: Sequence[RoundTerms], factors: TermFactors) -> FloatA
     rounds_s = np.empty((len(terms), len(factors.compute_D)))
     for rows in _alike(terms):
         chosen = [terms[row] for row in rows]
-        batch = _batch(chosen)
         boundary_s_BD = np.outer([entry.draft_s for entry in chosen], factors.draft_D)
         boundary_s_BD += np.outer([entry.host_s for entry in chosen], factors.host_D)
-        drawn = replace(
-            batch,
-            copy_s_BU=_times_draws(batch.copy_s_BU, factors.link_D),
-            compute_s_BU=_times_draws(batch.compute_s_BU, factors.compute_D),
-            is_streamed_BU=np.repeat(batch.is_streamed_BU, len(factors.link_D), axis=0),
-            num_slots_B=np.repeat(batch.num_slots_B, len(factors.link_D)),
-            boundary_s_B=boundary_s_BD.ravel(),
-            read_s_BU=None if batch.read_s_BU is None else _times_draws(batch.read_s_BU, factors.link_D),
-        )
-        rounds_s[rows] = round_times_s(drawn).reshape(len(rows), -1)
+        draws = BatchDraws(compute_D=factors.compute_D, transfers_D=factors.link_D, boundary_s_BD=boundary_s_BD)
+        rounds_s[rows] = drawn_round_times_s(_batch(chosen), draws)
     return rounds_s
 
 
@@ -138,12 +137,6 @@ def _batch(terms: Sequence[PassTerms]) -> ScheduleBatch:
         read_s_BU=_padded([entry.read_s_U for entry in terms], num_units) if num_buffers else None,
         num_staging_buffers=max(1, num_buffers),
     )
-
-
-def _times_draws(values_BU: FloatArray, factors_D: FloatArray) -> FloatArray:
-    """Each row times each draw's factor, the draws of a row one after the other."""
-    product: FloatArray = (values_BU[:, None, :] * factors_D[:, None]).reshape(-1, values_BU.shape[1])
-    return product
 
 
 def _padded(rows: Sequence[FloatArray | NDArray[np.bool_]], num_units: int) -> FloatArray:

@@ -48,7 +48,8 @@ class Band:
     @classmethod
     def of(cls, draws: FloatArray) -> Self:
         """Of draws, the first of which has everything at its median."""
-        return cls(p10=float(np.percentile(draws, 10)), p50=float(draws[0]), p90=float(np.percentile(draws, 90)))
+        p10, p90 = np.percentile(draws, [10, 90]).tolist()
+        return cls(p10=p10, p50=float(draws[0]), p90=p90)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ from planner.schedule import (
     round_time_s,
     timeline,
 )
-from planner.schedule_batch import ScheduleBatch, passes_times_s, round_times_s
+from planner.schedule_batch import BatchDraws, ScheduleBatch, drawn_round_times_s, passes_times_s, round_times_s
 from planner.simulate import simulate, view_round
 
 # Eighths add up without rounding, so that equal means equal
@@ -115,6 +115,31 @@ def test_a_batch_is_its_schedules_one_by_one(data: st.DataObject) -> None:
     assert round_times_s(dataclasses.replace(arrays, read_s_BU=None)).tolist() == pytest.approx(
         [round_time_s(schedule) for schedule in without_disk], rel=1e-12
     )
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_draws_of_a_batch_are_batches_of_multiplied_times(data: st.DataObject) -> None:
+    num_units, num_buffers = data.draw(st.integers(1, 7)), data.draw(st.integers(1, 3))
+    arrays = in_arrays(data.draw(st.lists(schedules(num_units=num_units, num_buffers=num_buffers), min_size=1)))
+    factors = st.lists(st.sampled_from([0.5, 1.0, 2.0, 4.0]), min_size=3, max_size=3).map(np.array)
+    compute_D, transfers_D, boundary_D = data.draw(factors), data.draw(factors), data.draw(factors)
+    drawn_s_BD = drawn_round_times_s(
+        arrays,
+        BatchDraws(
+            compute_D=compute_D, transfers_D=transfers_D, boundary_s_BD=np.outer(arrays.boundary_s_B, boundary_D)
+        ),
+    )
+    assert arrays.read_s_BU is not None
+    for index, (compute, transfer, boundary) in enumerate(zip(compute_D, transfers_D, boundary_D, strict=True)):
+        multiplied = dataclasses.replace(
+            arrays,
+            copy_s_BU=arrays.copy_s_BU * transfer,
+            compute_s_BU=arrays.compute_s_BU * compute,
+            read_s_BU=arrays.read_s_BU * transfer,
+            boundary_s_B=arrays.boundary_s_B * boundary,
+        )
+        assert drawn_s_BD[:, index].tolist() == pytest.approx(round_times_s(multiplied).tolist(), rel=1e-12)
 
 
 def sped_up(schedule: Schedule, name: str) -> Schedule:
