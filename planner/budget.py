@@ -268,7 +268,7 @@ def _check_room(target: ModelShape, fixed: MemorySplit, budget: Budget, wishes: 
 
 def _listed_parts(target: ModelShape, fixed: MemorySplit, slots_bytes: int, wishes: Wishes) -> str:
     parts = {
-        f"{wishes.num_slots} slots": slots_bytes,
+        f"{wishes.num_slots} slot{'s' * (wishes.num_slots != 1)}": slots_bytes,
         "norms and the like": target.rest_bytes(wishes.dtype),
         f"KV cache at {wishes.context_tokens} tokens": fixed.target_kv_bytes,
         "activations": fixed.activations_bytes,

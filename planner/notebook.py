@@ -10,7 +10,13 @@ from planner.api import from_catalogue, from_profile
 from planner.changes import CODEC_BYTES_FRAC, Change, Situation, link_bytes_per_s
 from planner.contracts.errors import BadInputError
 from planner.contracts.plan import Codec
-from planner.contracts.quantities import format_bytes, format_bytes_per_s, format_s, format_tokens_per_s
+from planner.contracts.quantities import (
+    format_bytes,
+    format_bytes_per_s,
+    format_s,
+    format_tokens_per_s,
+    tokens_per_s_digits,
+)
 from planner.drafting import DRAFT_KINDS, EVERY_DRAFTING, DraftKind
 from planner.extras import need_report_extra, without_widgets
 from planner.grid import MAP_LINK_FACTORS, MAP_MEMORY_FACTORS
@@ -121,7 +127,7 @@ def answer(case: Case) -> str:
     """What is best, and how fast it is."""
     plan, best = case.plan, case.best
     ends = [None if end is None else end.generated_tokens_per_s for end in (plan.predicted_p10, plan.predicted_p90)]
-    low, high = ("unknown" if end is None else f"{end:.2f}" for end in ends)
+    low, high = ("unknown" if end is None else tokens_per_s_digits(end) for end in ends)
     drafted = best.candidate.drafting.label
     by = "" if best.candidate.draft is None else f" by {best.candidate.draft.name}"
     streamed = f"{format_bytes(plan.streamed_bytes)} travel in every pass" if plan.streamed else "everything resident"

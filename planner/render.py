@@ -12,7 +12,7 @@ from rich.text import Text
 
 from planner.contracts.performance import Performance
 from planner.contracts.plan import ChainDraft, HybridDraft, NgramDraft, Plan, TreeDraft
-from planner.contracts.quantities import format_bytes, format_s, format_tokens_per_s
+from planner.contracts.quantities import format_bytes, format_s, format_tokens_per_s, tokens_per_s_digits
 from planner.contracts.recommendation import Choice, Crossover, Recommendation, Rival
 
 _COLUMNS_IN_A_FILE = 120
@@ -91,7 +91,10 @@ def sections(recommendation: Recommendation, *, explain: bool) -> Iterator[Secti
         lines = [_kind(entry) for entry in recommendation.kinds]
         yield Section(title="kinds of draft, each at its best size", lines=lines)
     if recommendation.prices:
-        lines = [f"{price.what}: {price.gain_tokens_per_s:+.2f} tok/s" for price in recommendation.prices]
+        lines = [
+            f"{price.what}: {tokens_per_s_digits(price.gain_tokens_per_s, '+')} tok/s"
+            for price in recommendation.prices
+        ]
         yield Section(title="what more would give", lines=lines)
     if recommendation.rivals:
         rivals = _shown(recommendation.rivals, explain=explain)
@@ -119,14 +122,14 @@ def compared_row(label: str, entry: Recommendation) -> tuple[str, ...]:
     choice = entry.choice
     return (
         label,
-        f"{choice.tokens_per_s:.2f} ({_low_high(entry.plan)})",
+        f"{tokens_per_s_digits(choice.tokens_per_s)} ({_low_high(entry.plan)})",
         format_s(choice.ttft_s),
         choice.draft or "none",
         choice.drafting,
         str(choice.slots),
         f"{choice.num_resident_layers}/{choice.num_layers}",
         entry.binds,
-        f"{entry.rivals[0].name} {entry.rivals[0].tokens_per_s:.2f}" if entry.rivals else "",
+        f"{entry.rivals[0].name} {tokens_per_s_digits(entry.rivals[0].tokens_per_s)}" if entry.rivals else "",
     )
 
 
@@ -161,7 +164,7 @@ def _draft_flags(plan: Plan) -> list[str]:
 
 def _low_high(plan: Plan) -> str:
     ends = [_tokens_per_s(plan.predicted_p10), _tokens_per_s(plan.predicted_p90)]
-    return "-".join(f"{end:.2f}" for end in ends)
+    return "-".join(tokens_per_s_digits(end) for end in ends)
 
 
 def _tokens_per_s(performance: Performance | None) -> float:

@@ -4,6 +4,7 @@ The only module that converts: memory in binary units (GiB), rates in decimal on
 """
 
 import re
+from typing import Literal
 
 from planner.contracts.errors import UsageError
 
@@ -88,4 +89,10 @@ def format_flops_per_s(rate_flops_per_s: float) -> str:
 
 def format_tokens_per_s(rate_tokens_per_s: float) -> str:
     """A speed for display: ``12.34 tok/s``; below 0.1 with two significant digits (``0.0049 tok/s``)."""
-    return f"{rate_tokens_per_s:.2f} tok/s" if rate_tokens_per_s >= 0.1 else f"{rate_tokens_per_s:.2g} tok/s"
+    return f"{tokens_per_s_digits(rate_tokens_per_s)} tok/s"
+
+
+def tokens_per_s_digits(rate_tokens_per_s: float, sign: Literal["", "+"] = "") -> str:
+    """A speed without its unit: ``12.34``; below 0.1 with two significant digits; with ``+`` before a gain."""
+    digits = ".2f" if abs(rate_tokens_per_s) >= 0.1 or rate_tokens_per_s == 0 else ".2g"
+    return f"{rate_tokens_per_s:{sign}{digits}}"

@@ -56,6 +56,7 @@ from planner.contracts.quantities import (
     format_tokens_per_s,
     parse_bytes,
     parse_bytes_per_s,
+    tokens_per_s_digits,
 )
 from planner.contracts.report import LlamaCppTimings, NearTie, Report, RoundRecord, VerifyResult
 
@@ -786,7 +787,12 @@ def test_numbers_are_shown_in_the_units_that_people_read() -> None:
     assert format_bytes(-(2**31)) == "-2.00 GiB"
     assert format_bytes_per_s(25.6e9) == "25.60 GB/s"
     assert [format_s(duration) for duration in (0.0123, 0.9999, 12.344)] == ["12.3 ms", "999.9 ms", "12.34 s"]
-    assert format_tokens_per_s(12.345) == "12.35 tok/s"
+    assert [format_tokens_per_s(rate) for rate in (12.345, 0.00864, 0.0)] == [
+        "12.35 tok/s",
+        "0.0086 tok/s",
+        "0.00 tok/s",
+    ]
+    assert [tokens_per_s_digits(gain, "+") for gain in (0.25, 0.00034, -0.002)] == ["+0.25", "+0.00034", "-0.002"]
 
 
 def test_draft_and_link_are_told_apart_by_their_kind_alone() -> None:
