@@ -5,7 +5,7 @@ stream, it fits" are answers like any other. Among plans within noise of the bes
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -153,55 +153,77 @@ def rank(profile: Profile, request: Request, scorer: Scorer | None = None) -> Ra
     ways = () if request.never_speculate else tuple(_ways(profile, request))
     request = within_tables(scorer, request)
     grains = granularities(scorer, request)
-    plain = candidates_of(profile.target, None, replace(request, draftings=(NO_DRAFTING,)), grains)
-    if not plain:
+    plain = _Way(draft=None, request=replace(request, draftings=(NO_DRAFTING,)), grains=grains)
+    scores = plain.scores(scorer)
+    if not scores:
         raise _nothing_fits(profile.target, request, grains)
-    found, refused = list[_Way](), dict[str, str]()
+    chunk_tokens = min(scores, key=_total_s).candidate.prefill_chunk_tokens
+    refused = dict[str, str]()
     for draft, kind in ways:
         if draft is not None and draft.name in refused:
             continue  # a tree asks for no less than a chain
         name = "n-grams" if draft is None else draft.name + f" ({kind})" * (kind != "chain")
         way = _Way(draft=draft, request=_of_kind(request, kind), grains=grains)
         try:
-            candidates = way.first_candidates(profile.target)
-            scorer.check(candidates)
+            found = way.scores(scorer, chunk_tokens)
         except DraftstreamError as error:
             refused[name] = f"{error.what}: {error.why}"
             continue
-        if not candidates:
+        if not found:
             refused[name] = _why_unfit(profile.target, draft, way.request, grains)
-        found.append(replace(way, candidates=candidates))
-    scores = scorer.score([*plain, *(candidate for way in found for candidate in way.candidates)])
-    by_candidate = {score.candidate: score for score in scores}
-    more = [candidate for way in found for candidate in way.more_candidates(profile.target, by_candidate)]
-    return Ranking(scores=tuple(_ordered(scores + scorer.score(more))), refused=tuple(refused.items()))
+        scores += found
+    return Ranking(scores=tuple(_ordered(scores)), refused=tuple(refused.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Way:
-    """A draft model and a kind of draft: every size with the fewest slots, the best sizes with all and in parts."""
+    """A draft model and a kind of draft: all its sizes, then the best of them with all slots and in parts."""
 
     draft: ModelShape | None
     request: Request
     grains: tuple[Granularity, ...]
-    candidates: Sequence[Candidate] = ()
 
-    def first_candidates(self, target: ModelShape) -> list[Candidate]:
-        """Every size with the fewest slots; where none fits, everything else too."""
-        draft, request = self.draft, self.request
+    def scores(self, scorer: Scorer, chunk_tokens: int | None = None) -> list[Score]:
+        """Of every size with the fewest slots, where that fits in such prefill chunks; of the best sizes, of others.
+
+        Raises: BadInputError, where a measurement is missing.
+        """
+        request, draft = self.request, self.draft
         if draft is not None and draft.max_context_tokens < request.wishes.context_tokens:
             return []
-        fewest = candidates_of(target, draft, replace(request, slot_counts=request.slot_counts[:1]))
-        return fewest or candidates_of(target, draft, request, self.grains)
-
-    def more_candidates(self, target: ModelShape, scores: Mapping[Candidate, Score]) -> list[Candidate]:
-        """The best sizes with every number of slots and grain that were not scored yet."""
-        if not self.candidates:
+        fewest = replace(request, slot_counts=request.slot_counts[:1])
+        scores = self._more(scorer, fewest if chunk_tokens is None else _in_chunks(fewest, chunk_tokens))
+        fitting = {score.candidate.drafting for score in scores}
+        left = tuple(entry for entry in request.draftings if entry not in fitting)
+        scores += self._more(scorer, replace(request, draftings=left), self.grains)
+        if not scores:
             return []
-        ordered = sorted((scores[candidate] for candidate in self.candidates), key=lambda score: score.total_s)
-        sizes = dict.fromkeys(score.candidate.drafting for score in ordered)
-        best = replace(self.request, draftings=tuple(itertools.islice(sizes, _NUM_REFINED)))
-        return [entry for entry in candidates_of(target, self.draft, best, self.grains) if entry not in scores]
+        scores.sort(key=_total_s)
+        sizes = tuple(dict.fromkeys(score.candidate.drafting for score in scores))[:_NUM_REFINED]
+        refined = _in_chunks(replace(request, draftings=sizes), scores[0].candidate.prefill_chunk_tokens)
+        scores += self._more(scorer, refined, self.grains, scores)
+        best = min(scores, key=_total_s).candidate
+        num_slots, grain = best.placement.num_slots, best.placement.granularity
+        alike = replace(
+            request, draftings=(best.drafting,), slot_counts=(num_slots,) if num_slots else request.slot_counts
+        )
+        return scores + self._more(scorer, alike, (grain,), scores)
+
+    def _more(
+        self,
+        scorer: Scorer,
+        request: Request,
+        grains: Sequence[Granularity] = ("layers",),
+        known: Iterable[Score] = (),
+    ) -> list[Score]:
+        """The scores of what the request allows beside those that are known."""
+        seen = {score.candidate for score in known}
+        found = candidates_of(scorer.profile.target, self.draft, request, grains)
+        return scorer.score([candidate for candidate in found if candidate not in seen])
+
+
+def _in_chunks(request: Request, chunk_tokens: int) -> Request:
+    return replace(request, wishes=replace(request.wishes, prefill_chunk_tokens=chunk_tokens))
 
 
 def _ways(profile: Profile, request: Request) -> Iterator[tuple[ModelShape | None, DraftKind]]:
@@ -396,6 +418,10 @@ def _chunks(wishes: Wishes) -> Sequence[int]:
     if wishes.prefill_chunk_tokens is not None:
         return (min(wishes.prefill_chunk_tokens, wishes.context_tokens),)
     return sorted({min(chunk, wishes.context_tokens) for chunk in PREFILL_CHUNKS_TOKENS})
+
+
+def _total_s(score: Score) -> float:
+    return score.total_s
 
 
 def _fingerprint(score: Score) -> str | None:
