@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,19 +95,22 @@ class PlacedUnits:
         units, staging = choose_sources(target, units_of(target, profile.dtype, placement), link, host_bytes)
         streamed = [unit for unit in units if unit.placement == "streamed"]
         class_of_units = [UnitClass.of(timing, unit) for unit in units]
-        classes = tuple(dict.fromkeys(class_of_units))
+        classes = {of_unit: index for index, of_unit in enumerate(dict.fromkeys(class_of_units))}
         return cls(
             units=tuple(units),
-            classes=classes,
-            class_U=np.array([classes.index(of_unit) for of_unit in class_of_units]),
+            classes=tuple(classes),
+            class_U=np.array([classes[of_unit] for of_unit in class_of_units]),
             staging=staging,
             is_streamed_U=np.array([unit.placement == "streamed" for unit in units]),
             is_head_U=np.array([unit.kind == "head_chunk" for unit in units]),
             is_inline=link.kind == "disk" and max((unit.dense_bytes for unit in streamed), default=0) <= INLINE_BYTES,
             num_slots=placement.num_slots,
             streamed_bytes=sum(unit.wire_bytes for unit in streamed),
-            copies_s=_transfers(units, timing.copy_s, streamed),
-            reads_s=_transfers(units, timing.read_s, streamed if link.kind != "disk" else [], "disk"),
+            copies_s=_transfers([_wire_bytes(unit) for unit in units], timing.copy_s),
+            reads_s=_transfers(
+                [_wire_bytes(unit) if unit.source == "disk" and link.kind != "disk" else 0 for unit in units],
+                timing.read_s,
+            ),
         )
 
     def pass_terms(self, compute_s_U: FloatArray, duty: float) -> PassTerms:
@@ -127,15 +130,13 @@ class PlacedUnits:
         )
 
 
-def _transfers(
-    units: Sequence[Unit],
-    seconds_of: Callable[[int, float], float],
-    travelling: Sequence[Unit],
-    source: Literal["ram", "disk"] | None = None,
-) -> tuple[FloatArray, FloatArray]:
-    """Seconds of moving each unit that travels (from that source), beside an idle and a busy compute lane."""
-    moved = {(unit.kind, unit.index): unit.wire_bytes for unit in travelling if source in (None, unit.source)}
-    sizes_U = [moved.get((unit.kind, unit.index), 0) for unit in units]
+def _wire_bytes(unit: Unit) -> int:
+    """Bytes that travel in every pass."""
+    return unit.wire_bytes if unit.placement == "streamed" else 0
+
+
+def _transfers(sizes_U: Sequence[int], seconds_of: Callable[[int, float], float]) -> tuple[FloatArray, FloatArray]:
+    """Seconds of moving so many bytes of each unit, beside an idle and a busy compute lane."""
     idle_s = {size: seconds_of(size, 0.0) if size else 0.0 for size in set(sizes_U)}
     busy_s = {size: seconds_of(size, 1.0) if size else 0.0 for size in set(sizes_U)}
     return np.array([idle_s[size] for size in sizes_U]), np.array([busy_s[size] for size in sizes_U])

@@ -17,7 +17,7 @@ from planner.schedule_batch import (
     round_times_s,
 )
 
-_FEW = 6  # schedules that are faster one by one than as arrays
+_FEW = 32  # schedules that are faster one by one than as arrays
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,18 +101,16 @@ def prefills_of(terms: Sequence[PassTerms], num_passes: Sequence[int]) -> FloatA
 
 def schedule_of(terms: PassTerms) -> Schedule:
     """The schedule that joins the terms."""
-    units = zip(
-        terms.is_streamed_U.tolist(),
-        terms.compute_s_U.tolist(),
-        terms.copy_s_U.tolist(),
-        terms.read_s_U.tolist(),
-        strict=True,
-    )
+    times = (terms.is_streamed_U, terms.compute_s_U, terms.copy_s_U, terms.read_s_U)
+    units = list(zip(*(values_U.tolist() for values_U in times), strict=True))
+    steps = {  # few units differ
+        (is_streamed, compute_s, copy_s, read_s): Step(
+            label="", is_streamed=is_streamed, compute_s=compute_s, copy_s=copy_s, read_s=read_s
+        )
+        for is_streamed, compute_s, copy_s, read_s in set(units)
+    }
     return Schedule(
-        steps=tuple(
-            Step(label="", is_streamed=streamed, compute_s=compute_s, copy_s=copy_s, read_s=read_s)
-            for streamed, compute_s, copy_s, read_s in units
-        ),
+        steps=tuple(steps[unit] for unit in units),
         num_slots=max(1, terms.num_slots),
         boundary_s=terms.boundary_s,
         num_staging_buffers=max(1, terms.num_staging_buffers),
