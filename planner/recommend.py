@@ -23,7 +23,7 @@ from planner.contracts.recommendation import (
 from planner.drafting import NO_DRAFTING, DraftKind, drafting_of
 from planner.placement import Placement
 from planner.rivals import rivals
-from planner.scoring import Candidate, Score
+from planner.scoring import Candidate, Score, Scorer
 from planner.search import Ranking, Request, plan_of, rank, scorer_for
 from planner.timing import staging_link
 
@@ -37,13 +37,14 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
 
     Raises: NoFeasiblePlanError, where nothing fits; BadInputError, where a measurement is missing.
     """
-    ranking = rank(profile, request)
+    scorer = scorer_for(profile, request)
+    ranking = rank(profile, request, scorer)
     best, baseline = ranking.best, ranking.baseline
-    plan, _ = plan_of(profile, request, best)
+    plan, _ = plan_of(profile, request, best, scorer)
     runner_up = _runner_up(ranking)
     drafts = () if request.never_speculate else profile.drafts
     is_streaming = best.candidate.placement.num_slots > 0
-    priced = rivals(scorer_for(profile, request), drafts, request) if is_streaming else ()
+    priced = rivals(scorer, drafts, request) if is_streaming else ()
     return Recommendation(
         answer=answer_of(best),
         plan=plan,
@@ -59,7 +60,7 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
             for draft in profile.drafts
             if ranking.best_of(draft.fingerprint, "chain") is not None
         ),
-        prices=tuple(prices(profile, request, best)),
+        prices=tuple(prices(profile, request, best, scorer)),
         rivals=priced,
         refused=tuple(Refusal(draft=name, why=why) for name, why in ranking.refused),
         num_scored=len(ranking.scores),
@@ -224,8 +225,11 @@ def crossover(ranking: Ranking, draft: ModelShape) -> Crossover:
     )
 
 
-def prices(profile: Profile, request: Request, best: Score) -> list[Price]:
-    """What one more GiB, GB/s or point of acceptance would give, each with the best plan made anew."""
+def prices(profile: Profile, request: Request, best: Score, scorer: Scorer) -> list[Price]:
+    """What one more GiB, GB/s or point of acceptance would give, each with the best plan made anew.
+
+    `scorer` is one for the profile and the request; memory leaves its times as they are.
+    """
     budget, around = request.budget, _around(request, best)
     larger = replace(
         budget,
@@ -233,23 +237,23 @@ def prices(profile: Profile, request: Request, best: Score) -> list[Price]:
         target_bytes=None if budget.target_bytes is None else budget.target_bytes + _ONE_GIB,
     )
     near = profile.model_copy(update={"drafts": () if best.candidate.draft is None else (best.candidate.draft,)})
-    wanted: list[tuple[str, Profile, Request]] = [("1 GiB more device memory", near, replace(around, budget=larger))]
+    rankings = {"1 GiB more device memory": rank(near, replace(around, budget=larger), scorer)}
     if best.candidate.placement.num_slots:
         rate = link_bytes_per_s(near, request.wishes.link)
         faster, link = with_faster_link(near, request.wishes.link, (rate + _ONE_GBYTE_PER_S) / rate)
-        wanted.append(("1 GB/s more on the link", faster, replace(around, wishes=replace(around.wishes, link=link))))
+        rankings["1 GB/s more on the link"] = rank(faster, replace(around, wishes=replace(around.wishes, link=link)))
     if best.terms.read_s_U.any():
         roomier = replace(budget, host_bytes=budget.host_bytes + _ONE_GIB)
-        wanted.append(("1 GiB more host memory", near, replace(around, budget=roomier)))
+        rankings["1 GiB more host memory"] = rank(near, replace(around, budget=roomier), scorer)
         disk = staging_link(near)
         rate = link_bytes_per_s(near, disk)
         faster, _ = with_faster_link(near, disk, (rate + _ONE_GBYTE_PER_S) / rate)
-        wanted.append(("1 GB/s more from the disk", faster, around))
+        rankings["1 GB/s more from the disk"] = rank(faster, around)
     if best.candidate.drafting != NO_DRAFTING:
-        wanted.append(("1 point more of acceptance", near, replace(around, hazard_gain=_ONE_POINT)))
+        rankings["1 point more of acceptance"] = rank(near, replace(around, hazard_gain=_ONE_POINT))
     return [
-        Price(what=what, gain_tokens_per_s=max(0.0, _fastest(rank(asked, changed)) - best.tokens_per_s))
-        for what, asked, changed in wanted
+        Price(what=what, gain_tokens_per_s=max(0.0, _fastest(ranking) - best.tokens_per_s))
+        for what, ranking in rankings.items()
     ]
 
 

@@ -158,7 +158,7 @@ class Case:
     @cached_property
     def prices(self) -> tuple[Price, ...]:
         """What one more GiB, GB/s, or point of acceptance gives."""
-        return tuple(prices(self.situation.profile, self.situation.request, self.best))
+        return tuple(prices(self.situation.profile, self.situation.request, self.best, self._scorer))
 
     @cached_property
     def recommendation(self) -> Recommendation:
