@@ -185,9 +185,9 @@ def _draw(view: "View", folder: Path, suffix: str) -> None:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for key, figure in view_figures(view).items():
-            write_static(figure, folder / f"{key}.{suffix}")
     except OSError as error:
         raise ResourceFailureError(
             f"cannot write pictures to {folder}", why=str(error), remedy="name a folder that is writable and has room"
         ) from error
+    for key, figure in view_figures(view).items():
+        write_static(figure, folder / f"{key}.{suffix}")

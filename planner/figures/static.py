@@ -6,7 +6,7 @@ Hover texts are not. What is not covered is refused by its name.
 """
 
 from collections.abc import Sequence
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,6 +15,7 @@ from matplotlib.artist import Artist
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from planner.contracts.base import write_atomically
 from planner.contracts.errors import UsageError
 from planner.figures.static_frame import (
     Panels,
@@ -44,16 +45,19 @@ _SETTINGS = {
 
 
 def write_static(figure: go.Figure, path: Path, *, width: int = _WIDTH, theme: Theme = "light") -> None:
-    """Write the figure, `width` pixels wide and as high as it asks.
+    """Write the figure, `width` pixels wide and as high as it asks, in one step.
 
-    Raises: UsageError, for a name that ends neither in .svg nor in .png, and for what cannot be drawn.
+    Raises: UsageError, for a name that ends neither in .svg nor in .png, and for what cannot be drawn;
+    ResourceFailureError, where the folder is missing, not writable or full.
     """
     kind = path.suffix.lower()
     if kind == ".svg":
-        path.write_text(svg_of(figure, width=width, theme=theme), encoding="utf-8")
+        write_atomically(path, svg_of(figure, width=width, theme=theme))
     elif kind == ".png":
+        pixels = BytesIO()
         with mpl.rc_context(_settings(theme)):
-            _drawn(figure, width, theme).savefig(path, dpi=2 * _DPI)
+            _drawn(figure, width, theme).savefig(pixels, format="png", dpi=2 * _DPI)
+        write_atomically(path, pixels.getvalue())
     else:
         raise UsageError(f"no picture {path.name}", why="the name says its kind", remedy="end it in .svg or .png")
 

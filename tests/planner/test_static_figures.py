@@ -1,5 +1,6 @@
 """Static pictures: the same figures without a browser, as text that can be searched, in light and in dark."""
 
+import os
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -7,7 +8,7 @@ import pytest
 from made_up import MB, profile, request
 
 from planner.changes import Situation
-from planner.contracts.errors import UsageError
+from planner.contracts.errors import ResourceFailureError, UsageError
 from planner.figures.static import write_static
 from planner.figures.static_marks import colour_of, written
 from planner.figures.style import figure, from_zero
@@ -99,6 +100,22 @@ def test_png_is_as_wide_as_asked(figures: dict[str, go.Figure], tmp_path: Path) 
     header = path.read_bytes()[:24]
     assert header.startswith(b"\x89PNG")
     assert int.from_bytes(header[16:20]) == 1000  # two pixels each, for sharp screens
+
+
+@pytest.mark.parametrize("suffix", ["svg", "png"])
+def test_a_picture_that_cannot_be_written_leaves_the_old_one(
+    suffix: str, figures: dict[str, go.Figure], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"picture.{suffix}"
+    path.write_text("old")
+
+    def fail(_: int) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ResourceFailureError, match="no space"):
+        write_static(figures["prices"], path)
+    assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [(path.name, "old")]
 
 
 def test_other_kinds_of_files_are_refused(figures: dict[str, go.Figure], tmp_path: Path) -> None:
