@@ -4,6 +4,7 @@ It predicts memory but no speed; it decides what lies where so that everything f
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from planner.contracts.copied_text import CORPUS_TOKEN_BYTES, MOST_TEXT_TOKENS, TEXT_BYTES
@@ -33,12 +34,26 @@ class Budget:
     """Bytes that may be taken. `device_bytes` holds for target and draft together, after any headroom was left free.
 
     A cap of one model binds in addition: what counts is the smaller of its cap and of what the device leaves it.
+    `free_bytes` is what the device has to give at all, of which the user wants `headroom_bytes` left.
     """
 
     device_bytes: int
     host_bytes: int
     target_bytes: int | None = None
     draft_bytes: int | None = None
+    free_bytes: int | None = None
+    headroom_bytes: int = 0
+
+    def relaxed(self, needed: Mapping[str, int]) -> str:
+        """The flags that give a plan the bytes that it needs, by flag; or what machine would, where this one cannot."""
+        on_device = needed.get("--device-memory", 0)
+        most = on_device if self.free_bytes is None else self.free_bytes
+        if on_device > most:
+            return f"a device with {format_bytes(on_device)} to give: this one has {format_bytes(most)}"
+        flags = [f"{flag} {_as_flag(num_bytes)}" for flag, num_bytes in needed.items()]
+        if on_device > most - self.headroom_bytes:
+            flags.append(f"--headroom {(most - on_device) // 2**20}MiB")
+        return " and ".join(flags)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,7 +268,7 @@ def _check_room(target: ModelShape, fixed: MemorySplit, budget: Budget, wishes: 
         "--device-memory": (budget.device_bytes, needed_bytes + draft_needs_bytes(fixed)),
     }
     short = {flag: (limit, needed) for flag, (limit, needed) in shortages.items() if limit and limit < needed}
-    flags = " and ".join(f"{flag} {_as_flag(needed)}" for flag, (_, needed) in short.items())
+    flags = budget.relaxed({flag: needed for flag, (_, needed) in short.items()})
     limit, needed = max(short.values(), key=lambda entry: entry[1] - entry[0])
     raise NoFeasiblePlanError(
         f"{target.name} does not fit: {format_bytes(needed - limit)} short of the budget {format_bytes(limit)}",

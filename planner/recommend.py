@@ -24,7 +24,7 @@ from planner.drafting import NO_DRAFTING, DraftKind, drafting_of
 from planner.placement import Placement
 from planner.rivals import rivals
 from planner.scoring import Candidate, Score, Scorer
-from planner.search import Ranking, Request, plan_of, rank, scorer_for
+from planner.search import N_GRAMS, Ranking, Request, plan_of, rank, scorer_for
 from planner.timing import staging_link
 
 _ONE_GIB = 2**30
@@ -50,7 +50,7 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
         plan=plan,
         choice=choice_of(best, profile.target),
         binds=_binds(best),
-        reasons=tuple(_reasons(profile, request, plan, best, baseline, priced)),
+        reasons=tuple(_reasons(profile, request, plan, ranking, priced)),
         baseline=choice_of(baseline, profile.target),
         runner_up=None if runner_up is None else choice_of(runner_up, profile.target),
         runner_up_lost=None if runner_up is None else _why_lost(best, runner_up),
@@ -130,9 +130,8 @@ def _binds(score: Score) -> Bound:
     return "draft" if lanes_s["draft"] > lanes_s["compute"] else "compute"
 
 
-def _reasons(
-    profile: Profile, request: Request, plan: Plan, best: Score, baseline: Score, priced: Sequence[Rival]
-) -> list[str]:
+def _reasons(profile: Profile, request: Request, plan: Plan, ranking: Ranking, priced: Sequence[Rival]) -> list[str]:
+    best = ranking.best
     lanes_s, binds = _lanes_s(best), _binds(best)
     num_layers = profile.target.num_layers
     reasons = [
@@ -148,23 +147,34 @@ def _reasons(
     else:
         reasons.append("everything fits, so nothing travels")
     if best.candidate.drafting != NO_DRAFTING:
-        gain = best.tokens_per_s / baseline.tokens_per_s
+        gain = best.tokens_per_s / ranking.baseline.tokens_per_s
         reasons.append(
             f"{best.terms.tokens_per_round:.2f} tokens per round from a draft by {best.candidate.drafting.label}: "
             f"{gain:.2f} times the best plan without a draft, which has its memory"
         )
     elif request.never_speculate:
         reasons.append("no draft was considered, as asked")
-    elif not profile.drafts:
-        reasons.append("the profile knows no draft; planner drafts lists those on this machine")
     else:
-        reasons.append("no draft pays: see the crossovers")
+        reasons.append(_why_no_draft(profile, ranking))
     faster = [rival for rival in priced if rival.tokens_per_s > best.tokens_per_s]
     reasons += [
         f"faster here: {rival.name}{_with_draft(rival)}, {format_tokens_per_s(rival.tokens_per_s)}; it {rival.how}"
         for rival in faster[:1]
     ]
     return reasons
+
+
+def _why_no_draft(profile: Profile, ranking: Ranking) -> str:
+    """What became of the best way to draft; where none could take part, of the first of them."""
+    drafted = next((score for score in ranking.scores if score.candidate.drafting != NO_DRAFTING), None)
+    if drafted is not None:
+        share = drafted.tokens_per_s / ranking.best.tokens_per_s
+        return f"no draft pays: the best, {drafted.candidate.drafting.label}, gives {share:.2f} times this speed"
+    of_models = [entry for entry in ranking.refused if entry[0] != N_GRAMS]
+    for name, why in of_models or ranking.refused[: len(profile.drafts)]:
+        return f"{name} cannot draft here: {why}"
+    known = "the profile knows no draft" if profile.kind == "measured" else "no draft was named"
+    return f"{known}; planner drafts lists those on this machine"
 
 
 def _with_draft(rival: Rival) -> str:

@@ -34,6 +34,7 @@ from planner.uncertainty import Expected, ModelError, Outlook, outlook, performa
 from planner.yields import Yields
 
 SLOT_COUNTS = (2, 3, 4)
+N_GRAMS = "n-grams"  # the name by which they are refused
 _UNBOUNDED_BYTES = 2**60
 _NOISE_FRAC = 0.005  # plans closer than this to the best are as good
 _NUM_REFINED = 3  # sizes of each kind of draft that are tried with every number of slots and in parts
@@ -162,7 +163,7 @@ def rank(profile: Profile, request: Request, scorer: Scorer | None = None) -> Ra
     for draft, kind in ways:
         if draft is not None and draft.name in refused:
             continue  # a tree asks for no less than a chain
-        name = "n-grams" if draft is None else draft.name + f" ({kind})" * (kind != "chain")
+        name = N_GRAMS if draft is None else draft.name + f" ({kind})" * (kind != "chain")
         way = _Way(draft=draft, request=_of_kind(request, kind), grains=grains)
         try:
             found = way.scores(scorer, chunk_tokens)
@@ -433,7 +434,7 @@ def _smallest(request: Request, grains: Sequence[Granularity], drafting: Draftin
     return replace(
         request.wishes,
         drafting=drafting,
-        num_slots=1,
+        num_slots=1 if request.slot_counts == SLOT_COUNTS else min(request.slot_counts),
         prefill_chunk_tokens=min(_chunks(request.wishes)),
         granularity=grains[-1],
     )
@@ -452,7 +453,7 @@ def _nothing_fits(target: ModelShape, request: Request, grains: Sequence[Granula
     caps = {"--device-memory": budget.device_bytes, "--target-memory": budget.target_bytes or budget.device_bytes}
     binding = {flag: cap for flag, cap in caps.items() if cap < whole_bytes}
     smallest_bytes = min(binding.values())
-    flags = " and ".join(f"{flag} {-(-whole_bytes // 2**20)}MiB" for flag in binding if flag in _given(budget))
+    flags = budget.relaxed({flag: whole_bytes for flag in binding if flag in _given(budget)})
     return NoFeasiblePlanError(
         f"{target.name} does not fit without streaming: {format_bytes(whole_bytes - smallest_bytes)} short",
         why=f"all of it takes {format_bytes(whole_bytes)}, and {format_bytes(smallest_bytes)} may be taken",

@@ -333,6 +333,8 @@ def budget_for(limits: Limits, device: torch.device) -> Budget:
         host_bytes=host_bytes,
         target_bytes=_bytes(limits.target),
         draft_bytes=_bytes(limits.draft),
+        free_bytes=free_bytes,
+        headroom_bytes=_bytes(limits.headroom) or 0,
     )
 
 

@@ -289,7 +289,8 @@ def _catalogue_budget(asked: Asked, machine: Machine, link: LinkChoice) -> "Budg
     owned_bytes = int(machine.devices[0].memory_bytes.value)
     usable_host_bytes = int(machine.host_memory_bytes.value * _HOST_HEADROOM_FRAC)
     headroom_bytes = memory.get("headroom", 0 if "device" in memory else _HEADROOM_BYTES)
-    most_bytes = (min(owned_bytes, usable_host_bytes) if is_host else owned_bytes) - headroom_bytes
+    free_bytes = min(owned_bytes, usable_host_bytes) if is_host else owned_bytes
+    most_bytes = free_bytes - headroom_bytes
     device_bytes = memory.get("device", most_bytes)
     if not 0 < device_bytes <= most_bytes:
         raise UsageError(
@@ -303,6 +304,8 @@ def _catalogue_budget(asked: Asked, machine: Machine, link: LinkChoice) -> "Budg
         host_bytes=host_bytes,
         target_bytes=memory.get("target"),
         draft_bytes=memory.get("draft"),
+        free_bytes=free_bytes,
+        headroom_bytes=memory.get("headroom", 0),
     )
 
 

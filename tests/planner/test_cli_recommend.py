@@ -111,7 +111,8 @@ def test_a_plan_without_a_name_goes_to_the_cache(planner: Run) -> None:
         ((*SMALL, "--link", "wire"), 2, ("emulated:2GB/s",)),
         ((*SMALL, "--prompt-tokens", "0"), 2, ("prompt-tokens",)),
         ((*SMALL, "--draft-len", "65"), 2, ("draft-len",)),
-        (("--machine", "rtx-4090", "--target", "llama-3.1-70b", "--resident-only"), 4, ("short", "--device-memory")),
+        (("--machine", "rtx-4090", "--target", "llama-3.1-70b", "--resident-only"), 4, ("short", "drop --resident")),
+        ((*SMALL, "--device-memory", "500MiB", "--slots", "16"), 4, ("16 slots", "--slots 1")),
         (("--machine", "rtx-4090", "--target", "llama-3.1-70b", "--device-memory", "2GiB"), 4, ("short", "--device")),
         (("absent.json",), 3, ("absent.json",)),
         (("absent.json", *SMALL), 2, ("a profile and a machine",)),
@@ -126,6 +127,27 @@ def test_what_cannot_be_planned_says_what_would(
     found, out, err = planner("recommend", *arguments)
     assert (found, out) == (code, "")
     assert all(text in err for text in texts), err
+
+
+def test_what_no_flag_could_give_is_not_offered(planner: Run) -> None:
+    _, _, err = planner("recommend", "--machine", "rtx-3060-12gb", "--target", "qwen2.5-coder-14b", "--resident-only")
+    assert "a device with 28." in err
+    assert "this one has 12.00 GiB" in err
+    assert "--device-memory" not in err
+
+
+def test_what_a_headroom_withholds_is_given_back(planner: Run) -> None:
+    _, _, err = planner("recommend", *SMALL, "--headroom", "23.8GiB")
+    flags = err.split("try: ")[1].split(", or")[0].replace(" and ", " ").split()
+    assert "--headroom" in flags
+    assert planner("recommend", *SMALL, *flags)[0] == 0
+
+
+def test_a_draft_that_may_not_take_its_memory_is_not_said_to_lose(planner: Run) -> None:
+    code, out, _ = planner("recommend", *SMALL, "--draft", "llama-3.2-1b", "--draft-memory", "1MiB")
+    assert code == 0
+    assert "no draft pays" not in out
+    assert "llama-3.2-1b cannot draft here: the draft needs" in out
 
 
 def test_without_any_profile_the_way_to_one_is_named(planner: Run) -> None:
