@@ -49,7 +49,7 @@ def map_figure(strategies: StrategyMap, here: Here | None = None) -> go.Figure:
         y_axis=logarithmic("link bandwidth (GB/s)", lines[0], lines[-1], showgrid=False),
         height=440,
         showlegend=False,
-        annotations=[*_labels(names, memories, rates), *_mark_label(here, size_bytes)],
+        annotations=[*_labels(names, memories, rates, _cell_of(here, strategies)), *_mark_label(here, size_bytes)],
     )
 
 
@@ -132,12 +132,26 @@ def _borders(
     }
 
 
-def _labels(names: list[list[str]], memories: Sequence[float], rates: Sequence[float]) -> list[dict[str, object]]:
-    """The name of the strategy in the depth of each region, upright where that is narrow."""
+def _cell_of(here: Here | None, strategies: StrategyMap) -> tuple[int, int] | None:
+    """Row and column of the cell that the mark lies in."""
+    if here is None:
+        return None
+    rates = np.log(strategies.link_bytes_per_s) - math.log(here.link_bytes_per_s)
+    memories = np.log(strategies.device_bytes) - math.log(here.device_bytes)
+    return int(np.abs(rates).argmin()), int(np.abs(memories).argmin())
+
+
+def _labels(
+    names: list[list[str]], memories: Sequence[float], rates: Sequence[float], marked: tuple[int, int] | None
+) -> list[dict[str, object]]:
+    """The name of the strategy in the depth of each region and off the mark, upright where that is narrow."""
     table = np.array(names)
     labels = []
     for inside in _regions(table):
-        row, column = _deepest(inside)
+        free = inside.copy()
+        if marked is not None and inside.sum() > 1:
+            free[marked] = False
+        row, column = _deepest(free)
         is_narrow = inside[row].sum() < _NARROW_FRAC * len(memories)
         is_tall = inside[:, column].sum() > inside[row].sum()
         angle = -90 if is_narrow and is_tall else 0
@@ -202,4 +216,4 @@ def _mark_label(here: Here | None, size_bytes: int) -> list[dict[str, object]]:
     if here is None:
         return []
     memory, rate = here.device_bytes / size_bytes, here.link_bytes_per_s / _GBYTES_PER_S
-    return [_label(plain(here.label), memory, rate, yshift=20)]
+    return [_label(plain(here.label), memory, rate, yshift=26)]  # above the star

@@ -251,6 +251,23 @@ def test_map_outlines_and_names_the_region_of_each_strategy() -> None:
     assert {round(x, 3) for x in figure.data[1].x if x} >= {round(math.sqrt(200), 3)}
 
 
+def test_no_name_lies_on_the_mark() -> None:
+    cell = Cell(tokens_per_s=1.0, kind="tree", is_streaming=True)
+    made = StrategyMap(
+        device_bytes=tuple(size * 2**30 for size in (1, 2, 4)),
+        link_bytes_per_s=(1e9, 2e9, 4e9),
+        cells=((cell,) * 3,) * 3,
+    )
+    middle = (2.0, 2.0)
+    (alone,) = map_figure(made).layout.annotations
+    assert (10**alone.x, 10**alone.y) == pytest.approx(middle)
+    name, mark = map_figure(made, Here(device_bytes=2 * 2**30, link_bytes_per_s=2e9)).layout.annotations
+    assert (10**name.x, 10**name.y) != pytest.approx(middle)
+    assert (10**mark.x, 10**mark.y) == pytest.approx(middle)
+    star = map_figure(made, Here(device_bytes=1, link_bytes_per_s=1.0)).data[-1]
+    assert mark.yshift > 1.4 * star.marker.size / 2 + 11  # from the middle of a star to its tip; half a name's height
+
+
 def test_a_strategy_that_is_best_in_two_places_is_named_in_both() -> None:
     names = [["a", "b", "a"], ["a", "b", "a"]]
     assert sorted(int(region.sum()) for region in _regions(np.array(names))) == [2, 2, 2]
