@@ -2,7 +2,7 @@
 
 import base64
 import html
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,13 +26,17 @@ class StillFigure:
     notice: str
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(self.notice)}</p>{image_of(self.figure)}"
+        return pictures_of([self.figure], self.notice)
 
 
-def image_of(figure: go.Figure) -> str:
-    """The figure as HTML that needs nothing else."""
-    picture = base64.b64encode(svg_of(figure).encode()).decode()
-    return f'<img style="max-width:100%" src="data:image/svg+xml;base64,{picture}">'
+def pictures_of(figures: Iterable[go.Figure], notice: str, said: str | None = None) -> str:
+    """The figures as HTML that needs nothing else, below a notice and what is said of them."""
+    texts = [html.escape(notice)] + ([] if said is None else [f"<b>{html.escape(said)}</b>"])
+    drawn = (base64.b64encode(svg_of(figure).encode()).decode() for figure in figures)
+    return "".join(
+        [f"<p>{text}</p>" for text in texts]
+        + [f'<img style="max-width:100%" src="data:image/svg+xml;base64,{picture}">' for picture in drawn]
+    )
 
 
 def shown(figure: go.Figure) -> "MenuFigure | StillFigure":

@@ -1,8 +1,6 @@
 """The what-if page without widgets: what is missing, and the same figures as pictures that nothing moves."""
 
-import html
-
-from planner.figures.shown import image_of
+from planner.figures.shown import pictures_of
 from planner.figures.what_if import lengths_figure, memory_figure, prices_figure, round_figure, timeline_figure
 from planner.notebook import FromCatalogue, FromProfile, Session, answer
 
@@ -31,5 +29,4 @@ class StillPage:
         return self
 
     def _repr_html_(self) -> str:
-        pictures = "".join(image_of(figure) for figure in self.figures.values())
-        return f"<p>{html.escape(self.notice)}</p><p><b>{html.escape(self.said)}</b></p>{pictures}"
+        return pictures_of(self.figures.values(), self.notice, self.said)
