@@ -11,6 +11,7 @@ of its nodes.
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from transformers import AutoTokenizer
@@ -167,21 +168,19 @@ def best_of_kinds(yields: Yields, verify_cost: float) -> Mapping[DraftKind, Pric
     """The best size of each kind by the planner's yields."""
     best: dict[DraftKind, Priced] = {}
     for drafting in _SIZES:
-        tokens = yields.of(FINGERPRINT if drafting.has_model else None, drafting)
-        rate = tokens.mean / round_cost(drafting, verify_cost)
+        cost = partial(round_cost, drafting, verify_cost)
+        tokens = yields.best(FINGERPRINT if drafting.has_model else None, drafting, cost)
+        rate = tokens.mean / cost(tokens.mean_nodes, tokens.mean_passes)
         if drafting.kind not in best or rate > best[drafting.kind].rate:
             best[drafting.kind] = Priced(drafting=drafting, rate=rate)
     return best
 
 
-def round_cost(drafting: Drafting, verify_cost: float) -> float:
-    """What a round costs whose draft has its full size."""
-    drafted = 0.0
-    if drafting.kind == "chain":
-        drafted = drafting.max_depth * pass_cost(DRAFT_COST)
-    elif drafting.has_model:
-        drafted = pass_cost(DRAFT_COST) + (drafting.max_depth - 1) * pass_cost(DRAFT_COST, drafting.pass_nodes)
-    return 1 + verify_cost * drafting.num_nodes + drafted
+def round_cost(drafting: Drafting, verify_cost: float, num_nodes: float, num_passes: float) -> float:
+    """What a round costs that verifies so many nodes after so many passes of the draft; the first is over one."""
+    further = max(0.0, num_passes - 1)
+    drafted = min(1.0, num_passes) * pass_cost(DRAFT_COST) + further * pass_cost(DRAFT_COST, drafting.pass_nodes)
+    return 1 + verify_cost * num_nodes + drafted
 
 
 def choice(best: Mapping[DraftKind, Priced]) -> DraftKind:

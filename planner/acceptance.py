@@ -34,6 +34,8 @@ class Yield:
     num_prompts: int
     survival: tuple[float, ...]
     proposed_frac: float = 1.0  # share of rounds in which anything was proposed
+    mean_nodes: float = 0.0  # that a round verifies beside the context's last token
+    mean_passes: float = 0.0  # of the draft model in a round
 
     def run_frac(self, num_rounds: float, num_requests: int = 1) -> float:
         """Relative standard deviation of the tokens per round of some requests of so many rounds each.
@@ -114,8 +116,28 @@ def expected_counts(overlaps: Sequence[float], draft_len: int) -> FloatArray:
 def counts_by_text(reach_TK: FloatArray, lengths: Sequence[int]) -> FloatArray:
     """Expected rounds of each text (P, K) with at least i accepted tokens, given P(at least i | a round starts there).
 
-    `reach_TK` are the texts one after the other; 0 for as many tokens as are left at a start. Forward over the
-    probability that a round starts at each position, all texts at once; with 0 and 1 it is a plain replay.
+    `reach_TK` are the texts one after the other; 0 for as many tokens as are left at a start.
+    """
+    return rounds_by_text(reach_TK, lengths).counts_PK
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """Expected rounds of each text with at least i accepted tokens, and P(a round starts there) of each position."""
+
+    counts_PK: FloatArray
+    starts_T: FloatArray
+
+    def mean(self, sizes_T: FloatArray) -> float:
+        """Of what a round has that starts at each position."""
+        return float(self.starts_T @ sizes_T / self.starts_T.sum())
+
+
+def rounds_by_text(reach_TK: FloatArray, lengths: Sequence[int]) -> Rounds:
+    """The rounds of texts one after the other, as `counts_by_text` takes them.
+
+    Forward over the probability that a round starts at each position, all texts at once; with 0 and 1 it is a plain
+    replay.
     """
     num_texts, most_tokens, width = len(lengths), max(lengths), reach_TK.shape[1]
     is_inside_PL = np.arange(most_tokens) < np.array(lengths)[:, None]
@@ -127,8 +149,8 @@ def counts_by_text(reach_TK: FloatArray, lengths: Sequence[int]) -> FloatArray:
     starts_PL[:, 0] = 1.0
     for start in range(most_tokens):
         starts_PL[:, start + 1 : start + 1 + width] += starts_PL[:, start, None] * stops_PLK[:, start]
-    counts_PK: FloatArray = np.einsum("pl,plk->pk", starts_PL[:, :most_tokens], reach_PLK)
-    return counts_PK
+    starts_PL = starts_PL[:, :most_tokens]
+    return Rounds(np.einsum("pl,plk->pk", starts_PL, reach_PLK), starts_PL[is_inside_PL])
 
 
 def _leading(hits: Sequence[bool], start: int, most: int) -> int:
@@ -156,14 +178,6 @@ def sampled_yield(recordings: Sequence[AcceptanceRecording], draft_len: int) -> 
         expected_counts(recording.overlaps[1:], draft_len) for recording in recordings if len(recording.overlaps) > 1
     ]
     return yield_of(stacked(counts_PK, "overlaps of a draft"))
-
-
-def ngram_yield(recordings: Sequence[AcceptanceRecording], draft_len: int, min_match_tokens: int) -> Yield:
-    """Tokens per round of n-gram drafts. Raises: BadInputError, where no matches were recorded."""
-    replays = _ngram_replays(recordings, draft_len, min_match_tokens)
-    num_proposed = sum(run is not None for rounds in replays for run in rounds)
-    proposed_frac = num_proposed / max(1, sum(map(len, replays)))
-    return yield_of(_ngram_counts(replays, draft_len), proposed_frac)
 
 
 def curve_yield(curve: AcceptanceCurve, draft_len: int) -> Yield:
@@ -236,13 +250,18 @@ def _ngram_counts(replays: Sequence[Sequence[int | None]], draft_len: int) -> Fl
 def stacked(counts_PK: Sequence[FloatArray], what: str) -> FloatArray:
     """The counts of all prompts. Raises: BadInputError, naming what no recording holds."""
     if not counts_PK:
-        raise BadInputError(
-            "there is no acceptance to replay",
-            why=f"no recording of the profile holds {what} over two tokens or more",
-            remedy="profile with that draft and a prompt file, or plan with a published curve",
-        )
+        raise nothing_recorded(what)
     stacked_PK: FloatArray = np.stack(counts_PK)
     return stacked_PK
+
+
+def nothing_recorded(what: str) -> BadInputError:
+    """The error for what no recording holds."""
+    return BadInputError(
+        "there is no acceptance to replay",
+        why=f"no recording of the profile holds {what} over two tokens or more",
+        remedy="profile with that draft and a prompt file, or plan with a published curve",
+    )
 
 
 def counts_of(accepted: Sequence[int], draft_len: int) -> FloatArray:
@@ -252,11 +271,12 @@ def counts_of(accepted: Sequence[int], draft_len: int) -> FloatArray:
     return counts
 
 
-def yield_of(counts_PK: FloatArray, proposed_frac: float = 1.0) -> Yield:
+def yield_of(counts_PK: FloatArray, proposed_frac: float = 1.0, sizes: tuple[float, float] | None = None) -> Yield:
     """Mean and spreads over prompts, by the one-way analysis of variance with rounds nested in prompts.
 
     Rounds within a prompt are taken as independent given the prompt; what they are not shows up between prompts.
     """
+    mean_nodes, mean_passes = sizes or (counts_PK.shape[1] - 1.0, counts_PK.shape[1] - 1.0)  # those of a chain
     rounds_P = counts_PK[:, 0]
     accepted_P = counts_PK[:, 1:].sum(axis=1)
     odd_K = 2 * np.arange(1, counts_PK.shape[1]) - 1
@@ -278,6 +298,8 @@ def yield_of(counts_PK: FloatArray, proposed_frac: float = 1.0) -> Yield:
         num_prompts=num_prompts,
         survival=tuple(float(share) for share in counts_PK[:, 1:].sum(axis=0) / num_rounds),
         proposed_frac=proposed_frac,
+        mean_nodes=mean_nodes,
+        mean_passes=mean_passes,
     )
 
 

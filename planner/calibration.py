@@ -53,13 +53,21 @@ def calibration(recordings: Sequence[AcceptanceRecording]) -> ProbabilityCurve |
         return None
     counts = [entry.num_candidates + 1 for entry in bins]
     shares = [(entry.num_taken + entry.mean_prob) / count for entry, count in zip(bins, counts, strict=True)]
-    ranks_T = np.concatenate([np.array(entry.ranks, dtype=np.int64) for entry in recordings if entry.top_probs])
-    right_J = np.bincount(ranks_T[ranks_T < NUM_TOP_PROBS], minlength=NUM_TOP_PROBS)
     return ProbabilityCurve(
         draft_probs=tuple(entry.mean_prob for entry in bins),
         accepted_shares=risen_shares(shares, counts),
-        by_rank_frac=tuple((right_J / len(ranks_T)).tolist()),
+        by_rank_frac=rank_shares(recordings),
     )
+
+
+def rank_shares(recordings: Sequence[AcceptanceRecording]) -> tuple[float, ...]:
+    """How often the target takes each of the eight first choices, over all positions where they are recorded."""
+    ranks = [np.array(entry.ranks, dtype=np.int64) for entry in recordings if entry.top_probs]
+    if not ranks:
+        return ()
+    ranks_T = np.concatenate(ranks)
+    right_J = np.bincount(ranks_T[ranks_T < NUM_TOP_PROBS], minlength=NUM_TOP_PROBS)
+    return tuple((right_J / len(ranks_T)).tolist())
 
 
 def risen_shares(shares: Sequence[float], weights: Sequence[float]) -> tuple[float, ...]:

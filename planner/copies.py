@@ -1,24 +1,30 @@
 """Chains of tokens copied from earlier text: what each is worth, and how far the target follows them.
 
 Recordings know of the latest continuation of the longest match at each position; continuations of shorter matches,
-which the runtime may add as branches, are not covered.
+which the runtime may add as branches, are counted as nodes and never as accepted.
 
 Shapes: T recorded positions of all texts one after the other, M lengths of a match, P texts.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.contracts.copied_text import PRIOR_TOKENS, RIGHT_BY_LENGTH
+from planner.acceptance import Yield, nothing_recorded, rounds_by_text, yield_of
+from planner.contracts.copied_text import ONE_VOTE_ODDS, PRIOR_TOKENS, RIGHT_BY_LENGTH
 from planner.contracts.profile import AcceptanceRecording
+from planner.limits import NO_LIMITS, Limits
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+# Nodes that branch off a node of a chain of copies, where x is left of the cost that pays: .55 (x - 2)^2. Fitted to
+# what the runtime's drafter proposed beyond the chain on HumanEval, GSM8K and Shakespeare (docs/LOG.md).
+_BRANCHES, _BRANCH_COST = 0.55, 2.0
 _SPLIT_SHARE = 0.45  # how right the majority is where continuations differ, as a part of its share of the votes
 
 
@@ -32,6 +38,7 @@ class Copies:
 
     costs_T: FloatArray
     runs_T: IntArray
+    ends_T: IntArray  # the position after the last one of the same text
 
     @classmethod
     def of(cls, recordings: Sequence[AcceptanceRecording], min_match_tokens: int) -> Self:
@@ -41,27 +48,96 @@ class Copies:
         shares_T = np.concatenate(
             [np.array((entry.match_shares or (1.0,) * len(entry.match_hits))[1:]) for entry in recordings]
         )
-        ends_P = np.cumsum([len(entry.match_hits) - 1 for entry in recordings])
+        lengths_P = np.array([len(entry.match_hits) - 1 for entry in recordings])
+        ends_P = lengths_P.cumsum()
         runs_T = np.where(lengths_T >= min_match_tokens, _runs(is_hit_T, ends_P), -1)
-        return cls(costs_T=-np.log(_chances(lengths_T, is_hit_T, shares_T)), runs_T=runs_T)
+        costs_T = -np.log(_chances(lengths_T, is_hit_T, shares_T, len(recordings)))
+        return cls(costs_T=costs_T, runs_T=runs_T, ends_T=np.repeat(ends_P, lengths_P))
+
+    def sizes(self, most_tokens: int, most_cost: float) -> "CopySizes":
+        """What a round copies at each start, in chains of at most so many tokens, within a cost of their paths.
+
+        From the first one on that the target does not write each is taken to cost as much as that one.
+        """
+        lengths_T = np.zeros(len(self.runs_T), dtype=np.int64)
+        branches_T = np.zeros(len(self.runs_T))
+        starts_Q = np.flatnonzero(self.runs_T >= 0)
+        spent_Q = np.zeros(len(starts_Q))
+        for depth in range(most_tokens):
+            is_inside_Q = starts_Q + depth + 1 < self.ends_T[starts_Q]  # the round's last token is the target's
+            starts_Q, spent_Q = starts_Q[is_inside_Q], spent_Q[is_inside_Q]
+            branches_T[starts_Q] += _BRANCHES * np.maximum(most_cost - spent_Q - _BRANCH_COST, 0.0) ** 2
+            spent_Q = spent_Q + self.costs_T[starts_Q + np.minimum(depth, self.runs_T[starts_Q])]
+            starts_Q, spent_Q = starts_Q[spent_Q <= most_cost], spent_Q[spent_Q <= most_cost]
+            lengths_T[starts_Q] += 1
+            if len(starts_Q) == 0:
+                break
+        return CopySizes(lengths_T, lengths_T + branches_T)
 
 
-def _chances(lengths_T: IntArray, is_hit_T: NDArray[np.bool_], shares_T: FloatArray) -> FloatArray:
+@dataclass(frozen=True, slots=True)
+class CopySizes:
+    """Lengths of chains of copies, and the nodes of a tree of them with all that branches off."""
+
+    lengths_T: IntArray
+    nodes_T: FloatArray
+
+
+def copies_yield(
+    recordings: Sequence[AcceptanceRecording],
+    num_nodes: int,
+    max_depth: int,
+    min_match_tokens: int,
+    limits: Limits = NO_LIMITS,
+) -> Yield:
+    """Tokens per round of copies alone, as far as they pay. Raises: BadInputError, where no matches were recorded."""
+    return _replay(tuple(recordings), min_match_tokens).tokens(num_nodes, min(num_nodes, max_depth), limits.verified)
+
+
+class _Replay:
+    """The rounds of a set of texts, for every length."""
+
+    def __init__(self, copies: Copies) -> None:
+        self._copies = copies
+        self._lengths = np.diff(np.unique(copies.ends_T), prepend=0).tolist()
+
+    def tokens(self, num_nodes: int, most_tokens: int, most_cost: float) -> Yield:
+        sizes = self._copies.sizes(most_tokens, most_cost)
+        accepted_T = np.minimum(sizes.lengths_T, np.maximum(self._copies.runs_T, 0))
+        reach_TK = (accepted_T[:, None] >= np.arange(most_tokens + 1)).astype(np.float64)
+        rounds = rounds_by_text(reach_TK, self._lengths)
+        return yield_of(
+            rounds.counts_PK,
+            proposed_frac=rounds.mean((sizes.nodes_T > 0).astype(np.float64)),
+            sizes=(rounds.mean(np.minimum(sizes.nodes_T, num_nodes)), 0.0),
+        )
+
+
+@lru_cache(maxsize=16)
+def _replay(recordings: tuple[AcceptanceRecording, ...], min_match_tokens: int) -> _Replay:
+    used = [entry for entry in recordings if len(entry.match_hits) > 1]
+    if not used:
+        raise nothing_recorded("matches")
+    return _Replay(Copies.of(used, min_match_tokens))
+
+
+def _chances(lengths_T: IntArray, is_hit_T: NDArray[np.bool_], shares_T: FloatArray, num_texts: int) -> FloatArray:
     """P(the copied token is right) by length of the match and whether all earlier occurrences went on alike.
 
-    The prior table and the recorded texts together, as the runtime learns while it writes.
+    The prior table and, as the runtime learns anew in every request, half of what a recorded text holds on average.
     """
+    learned_frac = 0.5 / num_texts
     chances_T = np.full(len(lengths_T), 1 / (1 + PRIOR_TOKENS))
-    prior_M = np.array(RIGHT_BY_LENGTH)
-    cell_T = np.minimum(lengths_T, len(prior_M)) - 1
-    for is_sole, scale in ((True, 1.0), (False, _SPLIT_SHARE)):
+    of_all_M = np.array(RIGHT_BY_LENGTH)
+    odds_M = ONE_VOTE_ODDS * of_all_M / (1 - of_all_M)
+    cell_T = np.minimum(lengths_T, len(of_all_M)) - 1
+    for is_sole, prior_M in ((True, odds_M / (1 + odds_M)), (False, _SPLIT_SHARE * of_all_M)):
         chosen_T = (lengths_T > 0) & ((shares_T >= 1.0) == is_sole)
-        weights = np.ones(chosen_T.sum()) if is_sole else shares_T[chosen_T]
-        expected_M = np.bincount(cell_T[chosen_T], scale * weights * prior_M[cell_T[chosen_T]], len(prior_M))
-        right_M = np.bincount(cell_T[chosen_T], is_hit_T[chosen_T], len(prior_M))
+        prior_T = prior_M[cell_T[chosen_T]] * (1.0 if is_sole else shares_T[chosen_T])
+        expected_M = np.bincount(cell_T[chosen_T], prior_T, len(prior_M)) * learned_frac
+        right_M = np.bincount(cell_T[chosen_T], is_hit_T[chosen_T], len(prior_M)) * learned_frac
         gain_M = (right_M + PRIOR_TOKENS) / (expected_M + PRIOR_TOKENS)  # over what the table says
-        own_T = scale * weights * prior_M[cell_T[chosen_T]] * gain_M[cell_T[chosen_T]]
-        chances_T[chosen_T] = np.clip(own_T, 0.01, 0.99)
+        chances_T[chosen_T] = np.clip(prior_T * gain_M[cell_T[chosen_T]], 0.01, 0.99)
     return chances_T
 
 

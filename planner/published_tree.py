@@ -33,6 +33,8 @@ def published_tree_yield(curve: AcceptanceCurve, num_nodes: int, max_depth: int)
         between_frac=math.hypot(of_chain.between_frac, ASSUMED_RANKS_FRAC),
         round_frac=math.sqrt(max(0.0, square - mean**2)) / mean,
         survival=taken,
+        mean_nodes=num_nodes,
+        mean_passes=max_depth,
     )
 
 

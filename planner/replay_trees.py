@@ -9,9 +9,10 @@ path a draft is as unsure as where the path was left. How far that expectation i
 Shapes: T recorded positions of all texts one after the other, R ranks, H depths, G costs on a grid, Q questions.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Self
 
 import numpy as np
@@ -22,9 +23,11 @@ from planner.contracts.errors import BadInputError
 from planner.contracts.plan import MAX_DRAFT_LEN, MAX_TREE_NODES, ProbabilityCurve
 from planner.contracts.profile import NUM_TOP_PROBS, AcceptanceRecording
 from planner.copies import Copies
+from planner.limits import Limits
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 MOST_COST = 16.0  # a path taken once in nine million times is in no tree
 NUM_RANKS = 32  # of a node's children; beyond the recorded ones probabilities follow a power of the rank
@@ -40,6 +43,7 @@ _COPY_DEPTHS = (6, 8, 12, 16, 24, 32, 48, MAX_DRAFT_LEN)
 _ENOUGH = 4.0 * MAX_TREE_NODES
 _LEAST_BELOW = 1e-3  # fewer expected nodes than these are none
 _ROUNDING = 1e-9
+_FIFTHS = np.array([-1.2816, -0.5244, 0.0, 0.5244, 1.2816])  # of a normal variable: the middles of five equal parts
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,15 +91,33 @@ class DraftRows:
 
         M_h(x) = mean over rows of sum_r [cost_r <= x] (1 + M_(h-1)(x - cost_r)).
         """
+        return self._nodes_below(0.0)
+
+    @cached_property
+    def _nodes_below(self) -> Callable[[float], FloatArray]:
+        return lru_cache(maxsize=None)(self._subtree_nodes)
+
+    def _subtree_nodes(self, least_left: float) -> FloatArray:
+        """The same where the draft goes on only from nodes that cost by `least_left` less than may be spent."""
         weights_TR = np.broadcast_to(self._row_weights[:, None], self.costs_TR.shape)
-        is_within_TR = self.costs_TR < MOST_COST
-        steps_C, weights_C = self.costs_TR[is_within_TR] * _STEPS_PER_COST, weights_TR[is_within_TR]
-        below_C = steps_C.astype(np.int64)
-        children_G = np.bincount(below_C, weights_C * (1 - steps_C + below_C), _GRID)
-        children_G += np.bincount(below_C + 1, weights_C * (steps_C - below_C), _GRID)
+        children_G = _on_grid(self.costs_TR, weights_TR)
         levels = [np.zeros(_GRID)]
+        num_ended = min(math.ceil(least_left * _STEPS_PER_COST), _GRID)
         for _ in range(MAX_DRAFT_LEN):
             levels.append(np.convolve(children_G, 1 + levels[-1])[:_GRID])
+            levels[-1][:num_ended] = 0.0
+        return np.stack(levels)
+
+    @cached_property
+    def _subtree_passes(self) -> FloatArray:
+        """Mean passes (H, G) that go on along the draft's first choices from a node, by what its path may cost more.
+
+        D_h(x) = 1 + mean over rows of [cost_0 <= x] D_(h-1)(x - cost_0).
+        """
+        first_G = _on_grid(self.costs_TR[:, 0], self._row_weights)
+        levels = [np.zeros(_GRID)]
+        for _ in range(MAX_DRAFT_LEN):
+            levels.append(1 + np.convolve(first_G, levels[-1])[:_GRID])
         return np.stack(levels)
 
     @cached_property
@@ -116,44 +138,58 @@ class DraftRows:
 
         Below that, where copies alone go on, with some of them: those of _COPY_DEPTHS, and the path's last.
         """
-        starts: list[IntArray] = []
-        depths: list[IntArray] = []
-        costs: list[FloatArray] = []
+        levels: list[Paths] = []
         starts_Q, spent_Q = np.arange(len(self.ranks_T)), np.zeros(len(self.ranks_T))
+        expanded_Q = np.full(len(starts_Q), -np.inf)
         for depth in range(1, self.most_depth(max_depth) + 1):
             is_inside_Q = starts_Q + depth < self.ends_T[starts_Q]  # the round's last token is the target's
-            starts_Q, spent_Q = starts_Q[is_inside_Q], spent_Q[is_inside_Q]
-            spent_Q = spent_Q + self._step_costs(starts_Q, depth - 1, is_drafted=depth <= max_depth)
-            starts_Q, spent_Q = starts_Q[spent_Q <= MOST_COST], spent_Q[spent_Q <= MOST_COST]
+            starts_Q, spent_Q, expanded_Q = starts_Q[is_inside_Q], spent_Q[is_inside_Q], expanded_Q[is_inside_Q]
+            drafted_Q = np.maximum(expanded_Q, self._expansion_costs(starts_Q, spent_Q, depth - 1))
+            expanded_Q = np.where(self._is_copied(starts_Q, depth - 1), expanded_Q, drafted_Q)
+            spent_Q = spent_Q + self._step_costs(starts_Q, depth - 1, np.full(len(starts_Q), depth <= max_depth))
+            is_within_Q = spent_Q <= MOST_COST
+            starts_Q, spent_Q, expanded_Q = starts_Q[is_within_Q], spent_Q[is_within_Q], expanded_Q[is_within_Q]
             if len(starts_Q) == 0:
                 break
             if depth > max_depth + 1 and depth - 1 not in _COPY_DEPTHS:
-                is_last_Q = ~np.isin(starts[-1], starts_Q, assume_unique=True)
-                starts[-1], depths[-1], costs[-1] = starts[-1][is_last_Q], depths[-1][is_last_Q], costs[-1][is_last_Q]
-            starts.append(starts_Q)
-            depths.append(np.full(len(starts_Q), depth))
-            costs.append(spent_Q)
-        if not starts:
-            return Paths(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-        return Paths(np.concatenate(starts), np.concatenate(depths), np.concatenate(costs))
+                levels[-1] = levels[-1].kept(~np.isin(levels[-1].starts_Q, starts_Q, assume_unique=True))
+            levels.append(Paths(starts_Q, np.full(len(starts_Q), depth), spent_Q, expanded_Q))
+        return Paths.joined(levels)
 
-    def count_nodes(self, starts_Q: IntArray, costs_Q: FloatArray, max_depth: int) -> "NodeCounts":
+    def count_within(self, limits: Limits, max_depth: int) -> "NodeCounts":
+        """Nodes of the tree that a round draws up at each position (T) within limits."""
+        most = min(limits.verified, MOST_COST)
+        least_left = max(0.0, most - limits.expanded)
+        starts_Q = np.arange(len(self.ranks_T))
+        return self.count_nodes(starts_Q, np.full(len(starts_Q), most), max_depth, least_left)
+
+    def count_nodes(
+        self, starts_Q: IntArray, costs_Q: FloatArray, max_depth: int, least_left: float = 0.0
+    ) -> "NodeCounts":
         """Nodes within each cost, none above MOST_COST, of the tree that a round draws up at each start.
 
-        Where there are more than any tree holds, the number that was found by then.
+        The draft goes on from nodes that cost less by `least_left`. Where there are more than any tree holds, the
+        number that was found by then.
         """
         counts = NodeCounts(np.zeros(len(starts_Q)), np.zeros(len(starts_Q)))
+        nodes_HG = self._nodes_below(least_left)
+        most_expanded_Q = costs_Q - least_left if least_left else np.full(len(costs_Q), np.inf)
         spent_Q = np.zeros(len(starts_Q))
         alive_Q = np.arange(len(starts_Q))
         for depth in range(self.most_depth(max_depth)):
             is_inside_Q = starts_Q[alive_Q] + depth < self.ends_T[starts_Q[alive_Q]]
             alive_Q = alive_Q[is_inside_Q]
             left_Q = costs_Q[alive_Q] - spent_Q[alive_Q] + _ROUNDING
+            is_drafted_Q = self._expansion_costs(starts_Q[alive_Q], spent_Q[alive_Q], depth) <= most_expanded_Q[alive_Q]
+            is_drafted_Q &= depth < max_depth
             if depth < max_depth:
-                self._count_children(counts, alive_Q, starts_Q[alive_Q] + depth, left_Q, max_depth - depth - 1)
+                rows_Q, levels_HG = starts_Q[alive_Q] + depth, nodes_HG[: max_depth - depth]
+                self._count_children(
+                    counts, alive_Q[is_drafted_Q], rows_Q[is_drafted_Q], left_Q[is_drafted_Q], levels_HG[-1]
+                )
             if self.copies is not None:
-                self._count_wrong_copies(counts, alive_Q, starts_Q[alive_Q], depth, left_Q, max_depth)
-            steps_Q = self._step_costs(starts_Q[alive_Q], depth, is_drafted=depth < max_depth)
+                self._count_wrong_copies(counts, alive_Q, starts_Q[alive_Q], depth, left_Q, max_depth, nodes_HG)
+            steps_Q = self._step_costs(starts_Q[alive_Q], depth, is_drafted_Q)
             is_reached_Q = steps_Q <= left_Q
             alive_Q = alive_Q[is_reached_Q]
             spent_Q[alive_Q] += steps_Q[is_reached_Q]
@@ -163,16 +199,68 @@ class DraftRows:
                 break
         return counts
 
-    def _step_costs(self, starts_Q: IntArray, depth: int, *, is_drafted: bool) -> FloatArray:
+    def count_passes(self, max_depth: int, most_expanded: float) -> FloatArray:
+        """Passes of the draft (T) in a round that begins at each position.
+
+        Each goes one level down: the longest path of them along the target's text or, where the draft's first choice
+        leaves that, beside it. Copied tokens are all seen in one pass.
+        """
+        most_expanded = min(most_expanded, MOST_COST)
+        most_T = np.zeros(len(self.ranks_T))
+        starts_Q, spent_Q, passes_Q = np.arange(len(most_T)), np.zeros(len(most_T)), np.zeros(len(most_T))
+        is_copied_Q = are_seen_Q = np.zeros(len(most_T), dtype=np.bool_)  # the node; copies before it
+        for depth in range(max_depth):
+            is_going_Q = (spent_Q <= most_expanded) & (starts_Q + depth < self.ends_T[starts_Q])
+            starts_Q, spent_Q, passes_Q = starts_Q[is_going_Q], spent_Q[is_going_Q], passes_Q[is_going_Q]
+            is_copied_Q, are_seen_Q = is_copied_Q[is_going_Q], are_seen_Q[is_going_Q]
+            if len(starts_Q) == 0:
+                break
+            is_drafted_Q = self._expansion_costs(starts_Q, spent_Q, depth) <= most_expanded
+            passes_Q = passes_Q + (is_drafted_Q & ~(is_copied_Q & are_seen_Q))
+            are_seen_Q = are_seen_Q | (is_drafted_Q & is_copied_Q)
+            left_Q = most_expanded - spent_Q - self.costs_TR[starts_Q + depth, 0]
+            is_leaving_Q = is_drafted_Q & (left_Q >= 0) & (self.ranks_T[starts_Q + depth] != 0)
+            beside_Q = _looked_up(self._subtree_passes[max_depth - depth - 1], np.maximum(left_Q, 0.0)) * is_leaving_Q
+            most_T[starts_Q] = np.maximum(most_T[starts_Q], passes_Q + beside_Q)
+            spent_Q = spent_Q + self._step_costs(starts_Q, depth, is_drafted_Q)
+            is_copied_Q = self._is_copied(starts_Q, depth)
+        return most_T
+
+    def _expansion_costs(self, starts_Q: IntArray, spent_Q: FloatArray, depth: int) -> FloatArray:
+        """Of going on with the draft from the target's token at a depth below each start.
+
+        That of its path, and of what a copy after it leaves to others; no less than at the root, which is seen first.
+        """
+        if self.copies is None:
+            return spent_Q
+        runs_Q = self.copies.runs_T[starts_Q]
+        own_Q = spent_Q + np.where(runs_Q >= depth, self._beside_copies[starts_Q + depth], 0.0)
+        costs_Q: FloatArray = np.maximum(own_Q, np.where(runs_Q >= 0, self._beside_copies[starts_Q], 0.0))
+        return costs_Q
+
+    @cached_property
+    def _beside_copies(self) -> FloatArray:
+        """-ln of what the copied token at each position leaves to others; one more, for what follows the last."""
+        assert self.copies is not None
+        return np.append(-np.log(-np.expm1(-self.copies.costs_T)), 0.0)
+
+    def _is_copied(self, starts_Q: IntArray, depth: int) -> BoolArray:
+        """Whether the target's token at a depth below each start is a copy."""
+        if self.copies is None:
+            return np.zeros(len(starts_Q), dtype=np.bool_)
+        is_copied_Q: BoolArray = self.copies.runs_T[starts_Q] > depth
+        return is_copied_Q
+
+    def _step_costs(self, starts_Q: IntArray, depth: int, is_drafted_Q: BoolArray) -> FloatArray:
         """Of the target's token at a depth below each start: the draft's, or that of a copy where it costs less."""
-        own_Q: FloatArray = self.own_costs_T[starts_Q + depth] if is_drafted else np.full(len(starts_Q), np.inf)
+        own_Q = np.where(is_drafted_Q, self.own_costs_T[starts_Q + depth], np.inf)
         if self.copies is None:
             return own_Q
-        is_copied_Q = self.copies.runs_T[starts_Q] > depth
-        return np.where(is_copied_Q, np.minimum(own_Q, self.copies.costs_T[starts_Q + depth]), own_Q)
+        of_copies_Q = np.minimum(own_Q, self.copies.costs_T[starts_Q + depth])
+        return np.where(self._is_copied(starts_Q, depth), of_copies_Q, own_Q)
 
     def _count_children(
-        self, counts: "NodeCounts", alive_Q: IntArray, rows_Q: IntArray, left_Q: FloatArray, num_levels: int
+        self, counts: "NodeCounts", alive_Q: IntArray, rows_Q: IntArray, left_Q: FloatArray, below_G: FloatArray
     ) -> None:
         """Add the children that are not the target's, and what hangs below them."""
         for rank in range(NUM_RANKS):
@@ -183,7 +271,7 @@ class DraftRows:
                 break
             is_other_Q = self.ranks_T[rows_Q] != rank
             counts.known_Q[alive_Q] += is_other_Q
-            counts.below_Q[alive_Q] += is_other_Q * self._below(rest_Q[is_within_Q], num_levels)
+            counts.below_Q[alive_Q] += is_other_Q * _looked_up(below_G, rest_Q[is_within_Q])
 
     def _count_wrong_copies(
         self,
@@ -193,6 +281,7 @@ class DraftRows:
         depth: int,
         left_Q: FloatArray,
         max_depth: int,
+        nodes_HG: FloatArray,
     ) -> None:
         """Add the copied tokens from the first one on that the target does not write, and what the draft adds there.
 
@@ -206,20 +295,42 @@ class DraftRows:
         num_levels = self.most_depth(max_depth) - depth - 1
         counts.known_Q[alive_Q[chosen_Q]] += 1 + np.minimum(num_levels, rest_Q // copy_costs_Q)
         if depth + 1 < max_depth:
-            counts.below_Q[alive_Q[chosen_Q]] += self._below(rest_Q, max_depth - depth - 1)
-
-    def _below(self, left_Q: FloatArray, num_levels: int) -> FloatArray:
-        below_Q: FloatArray = self.subtree_nodes[num_levels].take((left_Q * _STEPS_PER_COST + 0.5).astype(np.int64))
-        return below_Q
+            counts.below_Q[alive_Q[chosen_Q]] += _looked_up(nodes_HG[max_depth - depth - 1], rest_Q)
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Depths that the target's path reaches from starts, and the costs of the nodes there."""
+    """Depths that the target's path reaches from starts, and the costs of the nodes there.
+
+    `expanded_Q` is the largest cost at which the draft has to go on for that; -inf where copies alone lead there.
+    """
 
     starts_Q: IntArray
     depths_Q: IntArray
     costs_Q: FloatArray
+    expanded_Q: FloatArray
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Paths]") -> Self:
+        """All of them together."""
+        none = np.zeros(0, np.int64)
+        return cls(
+            np.concatenate([none, *(part.starts_Q for part in parts)]),
+            np.concatenate([none, *(part.depths_Q for part in parts)]),
+            np.concatenate([np.zeros(0), *(part.costs_Q for part in parts)]),
+            np.concatenate([np.zeros(0), *(part.expanded_Q for part in parts)]),
+        )
+
+    def kept(self, chosen_Q: BoolArray | IntArray) -> "Paths":
+        """Some of them."""
+        return Paths(
+            self.starts_Q[chosen_Q], self.depths_Q[chosen_Q], self.costs_Q[chosen_Q], self.expanded_Q[chosen_Q]
+        )
+
+    def within(self, limits: Limits) -> BoolArray:
+        """Which ones a round drafts that keeps to limits."""
+        is_within_Q: BoolArray = (self.costs_Q <= limits.verified) & (self.expanded_Q <= limits.expanded)
+        return is_within_Q
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +353,30 @@ class NodeCounts:
         fits_Q = 1 / (1 + np.exp(-1.702 * z_Q))
         fits_Q = np.where(self.below_Q < _LEAST_BELOW, 1.0, fits_Q)
         return np.where(room_Q > 0, fits_Q, 0.0)
+
+    def within(self, num_nodes: int) -> FloatArray:
+        """Mean of the nodes, `num_nodes` at most: over five equally likely numbers of the unknown ones."""
+        ninth_Q = (SCATTER[0] / np.maximum(self.below_Q, 1.0)[:, None] + SCATTER[1]) / 9
+        shapes_QZ = np.maximum(1 - ninth_Q + _FIFTHS * np.sqrt(ninth_Q), 0.0) ** 3
+        below_QZ = self.below_Q[:, None] * shapes_QZ / shapes_QZ.mean(axis=1, keepdims=True)
+        within_Q: FloatArray = np.minimum(self.known_Q[:, None] + below_QZ, num_nodes).mean(axis=1)
+        return within_Q
+
+
+def _looked_up(values_G: FloatArray, costs_Q: FloatArray) -> FloatArray:
+    """The values at these costs."""
+    found_Q: FloatArray = values_G.take((costs_Q * _STEPS_PER_COST + 0.5).astype(np.int64))
+    return found_Q
+
+
+def _on_grid(costs: FloatArray, weights: FloatArray) -> FloatArray:
+    """Weights (G) by cost, each shared by its two neighbours on the grid; those beyond MOST_COST are left out."""
+    is_within = costs < MOST_COST
+    steps_C, weights_C = costs[is_within] * _STEPS_PER_COST, weights[is_within]
+    below_C = steps_C.astype(np.int64)
+    lower_C, upper_C = weights_C * (1 - steps_C + below_C), weights_C * (steps_C - below_C)
+    on_grid_G: FloatArray = np.add(np.bincount(below_C, lower_C, _GRID), np.bincount(below_C + 1, upper_C, _GRID))
+    return on_grid_G
 
 
 def with_top_probs(recordings: Sequence[AcceptanceRecording]) -> list[AcceptanceRecording]:

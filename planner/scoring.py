@@ -7,7 +7,7 @@ arrays are made once; the rounds of all candidates go through the recurrence tog
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import LinkChoice, ProbabilityCurve, Staging, Unit, Workload
 from planner.contracts.profile import Processor, Profile
 from planner.drafting import Drafting
-from planner.placed_units import PlacedUnits, UnitClass
+from planner.placed_units import PlacedUnits, UnitClass, UnitTimes
 from planner.placement import Placement
 from planner.schedule_batch import FloatArray
 from planner.terms import PassTerms, RoundTerms, prefills_of, rounds_of
@@ -80,15 +80,20 @@ class Scorer:
         self.decode_context_tokens = workload.prompt_tokens + workload.new_tokens / 2
         self._placed = lru_cache(maxsize=None)(partial(PlacedUnits.of, profile, self.timing))
         self._pass_times = lru_cache(maxsize=None)(self._pass_arrays)
-        self._slope = lru_cache(maxsize=None)(UnitClass.slope)
+        self._class_times = lru_cache(maxsize=None)(UnitClass.times)
         self._terms: dict[_RoundKey, RoundTerms] = {}
         self._prefills_s: dict[tuple[Placement, int, int], float] = {}  # from empty slots to the first token
         self._draft_prefill = lru_cache(maxsize=None)(self._draft_prefill_s)
-        self._tokens = lru_cache(maxsize=None)(self._yield)
+        self._verify_s = lru_cache(maxsize=None)(self._pass_alone_s)
+        self._tokens: dict[_RoundKey, Yield] = {}
 
     def tokens_of(self, candidate: Candidate) -> Yield:
-        """Tokens per round."""
-        return self._tokens(_fingerprint(candidate), candidate.drafting)
+        """Tokens per round, and how large rounds are: by recordings of the workload's domain, or a published curve."""
+        key = _round_key(candidate)
+        if key not in self._tokens:
+            found = self._yields.best(_fingerprint(candidate), candidate.drafting, partial(self._lanes_s, candidate))
+            self._tokens[key] = _with_hazards(found, self._hazard_gain)
+        return self._tokens[key]
 
     def units(self, candidate: Candidate) -> tuple[tuple[Unit, ...], Staging | None]:
         """The candidate's units and staging, without times."""
@@ -124,18 +129,17 @@ class Scorer:
     def terms(self, candidate: Candidate) -> RoundTerms:
         """The parts of the candidate's rounds."""
         placed = self._placed(candidate.placement, candidate.host_bytes)
-        num_verified = candidate.drafting.num_verified
-        alone_s_U, slope_U = self._pass_times(
-            candidate.placement, candidate.host_bytes, num_verified, self.decode_context_tokens
-        )
         tokens = self.tokens_of(candidate)
+        num_verified = 1 + tokens.mean_nodes
+        times = self._pass_times(candidate.placement, candidate.host_bytes, num_verified, self.decode_context_tokens)
         host_s = self.timing.round_s(num_verified)
         draft_s = self._draft_s(candidate, tokens, 0.0)
         transfers_s = max(float(placed.copies_s[0].sum()), float(placed.reads_s[0].sum()))
-        lanes_s = max(transfers_s, float(alone_s_U.sum()) + draft_s + host_s)
+        lanes_s = max(transfers_s, float(times.alone_s_U.sum()) + draft_s + host_s)
         load = placed.streamed_bytes / lanes_s
-        compute_s_U = alone_s_U * (1 + slope_U * load)
+        compute_s_U = times.beside(load)
         compute_s_U[placed.is_streamed_U] += self.timing.edge_s(load)
+        compute_s_U += placed.wakes_s(self.timing, lanes_s - float(compute_s_U.sum()) - draft_s - host_s)
         draft_s = self._draft_s(candidate, tokens, load)
         duty = min(1.0, (float(compute_s_U.sum()) + draft_s + host_s) / lanes_s)
         of_pass, factors = placed.pass_terms(compute_s_U, duty), self._factors
@@ -212,7 +216,8 @@ class Scorer:
         return num_passes * self.timing.draft_pass_s(fingerprint, num_tokens, prompt_tokens / 2, 0.0, processor)
 
     def _compute_only_s(self, candidate: Candidate, placed: PlacedUnits, elsewhere: Processor) -> float:
-        num_verified, context_tokens = candidate.drafting.num_verified, self.decode_context_tokens
+        tokens, context_tokens = self.tokens_of(candidate), self.decode_context_tokens
+        num_verified = 1 + tokens.mean_nodes
         counts = Counter(zip(placed.class_U.tolist(), placed.is_streamed_U.tolist(), strict=True))
         compute_s = 0.0
         for (of_unit, is_streamed), count in counts.items():
@@ -220,7 +225,7 @@ class Scorer:
             of_units = placed.classes[of_unit]
             unit_s = of_units.seconds(self.timing, num_verified, context_tokens, processor=processor)
             compute_s += count * unit_s
-        tokens, factors = self.tokens_of(candidate), self._factors
+        factors = self._factors
         draft_s = self._draft_s(candidate, tokens, 0.0) * factors["draft"]
         return compute_s * factors["compute"] + draft_s + self.timing.round_s(num_verified) * factors["host"]
 
@@ -234,15 +239,43 @@ class Scorer:
         lookup_s = self.timing.ngram_s(drafting.num_nodes) if drafting.kind in ("ngram", "hybrid") else 0.0
         if candidate.draft is None:
             return lookup_s
-        passes_s = self.timing.draft_s(
+        # after a round that accepted all, the last token is fed too
+        mean_fed = 1 + tokens.survival[-1]
+        return lookup_s + self._passes_s(candidate, tokens.mean_passes, load_bytes_per_s, mean_fed)
+
+    def _passes_s(self, candidate: Candidate, num_passes: float, load_bytes_per_s: float, mean_fed: float) -> float:
+        assert candidate.draft is not None
+        return self.timing.draft_s(
             candidate.draft.fingerprint,
-            drafting,
+            candidate.drafting,
             self.decode_context_tokens,
             load_bytes_per_s,
             self._draft_processor,
-            mean_fed=1 + tokens.survival[-1],  # after a round that accepted all, the last token is fed too
+            mean_fed=mean_fed,
+            num_passes=num_passes,
         )
-        return passes_s + lookup_s
+
+    def _lanes_s(self, candidate: Candidate, num_nodes: float, num_passes: float) -> float:
+        """Seconds of the busier lane in a round that verifies so many nodes after so many passes of the draft.
+
+        What the runtime weighs candidates by is the whole round; lanes tell apart what is hidden and what is not.
+        """
+        placed, factors = self._placed(candidate.placement, candidate.host_bytes), self._factors
+        num_verified = 1 + num_nodes
+        fewer = min(2 ** math.floor(math.log2(num_verified)), candidate.drafting.num_verified)
+        more = min(2 * fewer, candidate.drafting.num_verified)
+        fewer_s, more_s = (self._verify_s(candidate.placement, candidate.host_bytes, count) for count in (fewer, more))
+        compute_s = fewer_s + (more_s - fewer_s) * (num_verified - fewer) / max(more - fewer, 1)
+        draft_s = 0.0 if candidate.draft is None else self._passes_s(candidate, num_passes, 0.0, mean_fed=1.0)
+        transfers_s = max(float(placed.copies_s[0].sum()), float(placed.reads_s[0].sum())) * factors["link"]
+        computing_s: float = compute_s + draft_s * factors["draft"]
+        return max(transfers_s, computing_s)
+
+    def _pass_alone_s(self, placement: Placement, host_bytes: int, num_tokens: int) -> float:
+        """Seconds that the compute lane takes to verify so many tokens, the host's work among them."""
+        alone_s_U = self._pass_times(placement, host_bytes, num_tokens, self.decode_context_tokens).alone_s_U
+        host_s = self.timing.round_s(num_tokens) * self._factors["host"]
+        return float(alone_s_U.sum()) * self._factors["compute"] + host_s
 
     def calibration(self, candidate: Candidate) -> ProbabilityCurve | None:
         """How the runtime is to read the draft's probabilities; None where nothing depends on them."""
@@ -251,29 +284,25 @@ class Scorer:
             return None
         return self._yields.calibration(candidate.draft.fingerprint)
 
-    def _yield(self, fingerprint: str | None, drafting: Drafting) -> Yield:
-        """Tokens per round from recordings of the workload's domain, or from a published curve."""
-        return _with_hazards(self._yields.of(fingerprint, drafting), self._hazard_gain)
-
     def _pass_arrays(
         self, placement: Placement, host_bytes: int, num_tokens: float, context_tokens: float
-    ) -> tuple[FloatArray, FloatArray]:
-        """Seconds per unit without copies beside it, and by how much a byte per second of them slows each down."""
+    ) -> UnitTimes:
+        """Seconds per unit, alone and beside copies."""
         placed = self._placed(placement, host_bytes)
-        times = [self._slope(of_units, self.timing, num_tokens, context_tokens) for of_units in placed.classes]
-        alone_s, slopes = zip(*times, strict=True)
-        return np.array(alone_s)[placed.class_U], np.array(slopes)[placed.class_U]
+        times = [self._class_times(of_units, self.timing, num_tokens, context_tokens) for of_units in placed.classes]
+        return UnitTimes.of(times, placed.class_U)
 
     def _prefill_terms(self, placement: Placement, host_bytes: int, chunk_tokens: int) -> PassTerms:
         """A pass over one of the prompt's chunks, all of equal length."""
         prompt_tokens = self.workload.prompt_tokens
         num_tokens = prompt_tokens / self._num_chunks(chunk_tokens)
         placed = self._placed(placement, host_bytes)
-        alone_s_U, slope_U = self._pass_times(placement, host_bytes, num_tokens, prompt_tokens / 2)
-        one_row_s_U, _ = self._pass_times(placement, host_bytes, 1, prompt_tokens / 2)
-        alone_s_U = np.where(placed.is_head_U, one_row_s_U, alone_s_U)  # a prefill wants the last row of logits only
-        load = placed.streamed_bytes / max(float(placed.copies_s[1].sum()), float(alone_s_U.sum()))
-        return placed.pass_terms(alone_s_U * (1 + slope_U * load), duty=1.0)
+        times = self._pass_times(placement, host_bytes, num_tokens, prompt_tokens / 2)
+        one_row = self._pass_times(placement, host_bytes, 1, prompt_tokens / 2)
+        is_head_U = placed.is_head_U  # a prefill wants the last row of logits only
+        alone_s = float(np.where(is_head_U, one_row.alone_s_U, times.alone_s_U).sum())
+        load = placed.streamed_bytes / max(float(placed.copies_s[1].sum()), alone_s)
+        return placed.pass_terms(np.where(is_head_U, one_row.beside(load), times.beside(load)), duty=1.0)
 
     def _num_chunks(self, chunk_tokens: int) -> int:
         return math.ceil(self.workload.prompt_tokens / chunk_tokens)
@@ -307,10 +336,4 @@ def _with_hazards(found: Yield, gain: float) -> Yield:
         before = share
         reached *= hazard
         survival.append(reached)
-    return Yield(
-        mean=1 + sum(survival),
-        between_frac=found.between_frac,
-        round_frac=found.round_frac,
-        num_prompts=found.num_prompts,
-        survival=tuple(survival),
-    )
+    return replace(found, mean=1 + sum(survival), survival=tuple(survival))

@@ -2,7 +2,8 @@
 
 Measured points are returned as they are; between them lines, along which time never falls with more tokens. Beyond the
 last point the boundary's utilisation is held, up to four times it; past that, and where a measurement is missing, a
-BadInputError names it. What copies cost the compute beside them is interpolated in the rate at which they move bytes.
+BadInputError names it. What copies cost the compute beside them is in proportion to the rate at which they move bytes;
+what waiting for them costs is told apart (planner/waits).
 """
 
 import itertools
@@ -15,10 +16,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from planner.contracts.errors import BadInputError
-from planner.contracts.layer_parts import PART_KINDS, DecoderKind
+from planner.contracts.layer_parts import DECODER_KINDS, PART_KINDS, DecoderKind
 from planner.contracts.link_text import link_text
 from planner.contracts.model_shape import LayerShape
-from planner.contracts.plan import DiskLink, LinkChoice
+from planner.contracts.plan import DiskLink, LinkChoice, UnitKind
 from planner.contracts.profile import (
     ComputeMeasurement,
     DraftMeasurement,
@@ -29,6 +30,7 @@ from planner.contracts.profile import (
     Spread,
 )
 from planner.drafting import Drafting
+from planner.waits import Waits, beside_copies, waited_rows
 
 _MOST_EXTRAPOLATION = 4
 _SHORT_CONTEXT_TOKENS = 512  # up to which attention is a small part of any layer, so that its growth may be unmeasured
@@ -123,6 +125,7 @@ class ComputeTable:
 class LoadedTable:
     """A compute table without copies beside it, and by how much each byte per second of copies slows it down.
 
+    Beside faster copies than were measured it is no slower than beside the fastest of those.
     What only happens beside copies has no such table: then its times are as they were measured, at any load.
     """
 
@@ -136,6 +139,7 @@ class LoadedTable:
                     seen[num_tokens].append((load, duration_s / self._alone.at(num_tokens, context_tokens) - 1))
         self._sizes = sorted(seen)
         self._slopes = [_slope_through_origin(seen[size]) for size in self._sizes]
+        self._most_loads = [max(load for load, _ in seen[size]) for size in self._sizes]
 
     def at(self, num_tokens: float, context_tokens: float, load_bytes_per_s: float = 0.0) -> float:
         """Seconds while copies move so many bytes per second."""
@@ -149,8 +153,10 @@ class LoadedTable:
         left = max(0, right - 1) if self._sizes[right] > num_tokens else right
         span = self._sizes[right] - self._sizes[left]
         share = (num_tokens - self._sizes[left]) / span if span else 0.0
-        slope = self._slopes[left] + max(0.0, share) * (self._slopes[right] - self._slopes[left])
-        return 1 + slope * load_bytes_per_s
+        share = max(0.0, share)
+        slope = self._slopes[left] + share * (self._slopes[right] - self._slopes[left])
+        most = self._most_loads[left] + share * (self._most_loads[right] - self._most_loads[left])
+        return 1 + slope * min(load_bytes_per_s, most)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,10 +176,9 @@ class Timing:
         self._links: dict[tuple[LinkName, bool], dict[int, float]] = defaultdict(dict)
         for entry in profile.links:
             self._links[entry.link, entry.loaded][entry.num_bytes] = entry.duration_s.median
-        self._units = _by_load(
-            _beside(profile.compute, link),
-            lambda entry: _Unit(entry.unit, entry.index, entry.num_rows, entry.processor),
-        )
+        self._waited = waited_rows(profile)
+        self._units = _by_load(_beside(beside_copies(profile.compute, self._waited), link), _unit_of)
+        self._waits: dict[_Unit, Waits] = {}
         self._drafts = _by_load(
             _beside(profile.draft_passes, link),
             lambda entry: (entry.fingerprint, entry.processor, entry.is_first, entry.is_tree_level),
@@ -209,6 +214,23 @@ class Timing:
     def decoder_table(self, kind: DecoderKind, index: int, processor: Processor = "device") -> LoadedTable:
         """The table of a layer or of a part of one; the attention's counts the layer's norms and sums too."""
         return self._unit(_Unit(kind, self.first_alike[index], None, processor))
+
+    def wake_s(self, kind: UnitKind, index: int, num_rows: int, wait_s: float) -> float:
+        """Seconds that a unit takes longer after a wait for its weights; 0 where that was not told apart.
+
+        A part of a layer takes as much as the layer, and head chunks as those of the nearest size that was measured.
+        """
+        of_layer = "layer" if kind in DECODER_KINDS else kind
+        alike = [found for found in self._waited if (found.row.unit, found.row.index) == (of_layer, index)]
+        if not alike:
+            return 0.0
+        nearest = min((found.row.num_rows or 0 for found in alike), key=lambda rows: abs(rows - num_rows))
+        alike = [found for found in alike if (found.row.num_rows or 0) == nearest]
+        unit = _unit_of(alike[0].row)
+        if unit not in self._waits:
+            table = self._unit(unit)
+            self._waits[unit] = Waits.of(alike, lambda row: table.at(row.num_tokens, row.context_tokens))
+        return self._waits[unit].at(wait_s)
 
     @property
     def has_parts(self) -> bool:
@@ -291,8 +313,9 @@ class Timing:
         load: float,
         processor: Processor,
         mean_fed: float,
+        num_passes: float,
     ) -> float:
-        """Seconds that a draft model takes for a round: its first pass feeds what was accepted since the last.
+        """Seconds that a draft model takes for a mean round: its first pass feeds what was accepted since the last.
 
         The others feed one token of a chain, or as many nodes of a tree as are left for them.
         """
@@ -305,7 +328,7 @@ class Timing:
             further_s = self.draft_pass_s(
                 fingerprint, drafting.pass_nodes, context_tokens, load, processor, is_tree_level=True
             )
-        return first_s + (drafting.max_depth - 1) * further_s
+        return min(num_passes, 1.0) * first_s + max(num_passes - 1, 0.0) * further_s
 
     def ngram_s(self, num_nodes: float) -> float:
         """Seconds of looking up so many tokens in earlier text, and of learning what became of them."""
@@ -365,6 +388,10 @@ class _Unit:
     def label(self) -> str:
         rows = "" if self.num_rows is None else f" of {self.num_rows} rows"
         return f"{self.kind} {self.index}{rows} on the {self.processor}"
+
+
+def _unit_of(row: ComputeMeasurement) -> _Unit:
+    return _Unit(row.unit, row.index, row.num_rows, row.processor)
 
 
 _Measured = TypeVar("_Measured", ComputeMeasurement, DraftMeasurement)

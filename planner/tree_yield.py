@@ -1,8 +1,8 @@
 """Tokens per round of best-first trees, alone and with n-grams in the same tree, greedy and sampled.
 
 A round accepts the target's text as far as it is in the round's tree: where the nodes that cost no more than the
-target's path fit the planned number (planner.replay_trees). Trees are taken to have their planned size: what the
-runtime drops from them, because it would not pay there, is not replayed.
+target's path fit the planned number (planner.replay_trees) and are within the limits that the rate sets
+(planner.limits). Mean sizes of rounds are those at the positions where rounds begin.
 
 Shapes: T recorded positions of all texts one after the other, K depths from 0 on, Q paths, J children tried.
 """
@@ -13,24 +13,29 @@ from functools import lru_cache
 
 import numpy as np
 
-from planner.acceptance import Yield, counts_by_text, yield_of
+from planner.acceptance import Rounds, Yield, rounds_by_text, yield_of
 from planner.contracts.errors import BadInputError
 from planner.contracts.plan import ProbabilityCurve
 from planner.contracts.profile import AcceptanceRecording
 from planner.copies import Copies
+from planner.limits import NO_LIMITS, Limits
 from planner.replay_trees import MOST_COST, DraftRows, FloatArray, IntArray, NodeCounts, Paths, with_top_probs
 
 _NUM_TRIED = 4  # children of a node that a sampled round may try; the fifth is accepted once in a hundred times
 
 
 def tree_yield(
-    recordings: Sequence[AcceptanceRecording], num_nodes: int, max_depth: int, curve: ProbabilityCurve | None
+    recordings: Sequence[AcceptanceRecording],
+    num_nodes: int,
+    max_depth: int,
+    curve: ProbabilityCurve | None,
+    limits: Limits = NO_LIMITS,
 ) -> Yield:
     """Tokens per round of a draft's trees under greedy verification.
 
     Raises: BadInputError, where none can be replayed.
     """
-    return _greedy(tuple(recordings), curve).tokens(num_nodes, max_depth)
+    return _greedy(tuple(recordings), curve).tokens(num_nodes, max_depth, limits)
 
 
 def hybrid_yield(
@@ -40,6 +45,7 @@ def hybrid_yield(
     max_depth: int,
     min_match_tokens: int,
     curve: ProbabilityCurve | None,
+    limits: Limits = NO_LIMITS,
 ) -> Yield:
     """Tokens per round where copies of earlier text share the draft's trees, under greedy verification.
 
@@ -48,11 +54,15 @@ def hybrid_yield(
 
     Raises: BadInputError, where none can be replayed, or the recordings do not belong together.
     """
-    return _hybrid(tuple(recordings), tuple(of_texts), min_match_tokens, curve).tokens(num_nodes, max_depth)
+    return _hybrid(tuple(recordings), tuple(of_texts), min_match_tokens, curve).tokens(num_nodes, max_depth, limits)
 
 
 def sampled_tree_yield(
-    recordings: Sequence[AcceptanceRecording], num_nodes: int, max_depth: int, curve: ProbabilityCurve | None
+    recordings: Sequence[AcceptanceRecording],
+    num_nodes: int,
+    max_depth: int,
+    curve: ProbabilityCurve | None,
+    limits: Limits = NO_LIMITS,
 ) -> Yield:
     """Tokens per round of a draft's trees under rejection sampling: an approximation, at the overlaps' temperature.
 
@@ -63,7 +73,22 @@ def sampled_tree_yield(
 
     Raises: BadInputError, where none can be replayed.
     """
-    return _sampled(tuple(recordings), curve).tokens(num_nodes, max_depth)
+    return _sampled(tuple(recordings), curve).tokens(num_nodes, max_depth, limits)
+
+
+class _Sizes:
+    """Mean nodes and passes of rounds within limits, counted once for each depth."""
+
+    def __init__(self, rows: DraftRows) -> None:
+        self._counts = lru_cache(maxsize=None)(rows.count_within)
+        self._passes = lru_cache(maxsize=None)(rows.count_passes)
+
+    def of(self, rounds: Rounds, num_nodes: int, max_depth: int, limits: Limits) -> tuple[float, float]:
+        """Nodes and passes of a mean round; its full size where nothing limits it."""
+        if limits == NO_LIMITS:
+            return num_nodes, max_depth
+        mean_nodes = rounds.mean(self._counts(limits, max_depth).within(num_nodes))
+        return mean_nodes, rounds.mean(self._passes(max_depth, limits.expanded))
 
 
 class _GreedyReplay:
@@ -71,12 +96,13 @@ class _GreedyReplay:
 
     def __init__(self, rows: DraftRows) -> None:
         self._rows = rows
+        self._sizes = _Sizes(rows)
         self._counted = lru_cache(maxsize=None)(self._count)
 
-    def tokens(self, num_nodes: int, max_depth: int) -> Yield:
+    def tokens(self, num_nodes: int, max_depth: int, limits: Limits) -> Yield:
         paths, counts = self._counted(max_depth)
         deepest = max(max_depth, min(num_nodes, int(paths.depths_Q.max(initial=0))))
-        inside = np.flatnonzero(paths.depths_Q <= deepest)
+        inside = np.flatnonzero((paths.depths_Q <= deepest) & paths.within(limits))
         starts_Q, depths_Q = paths.starts_Q[inside], paths.depths_Q[inside]
         reach_TK = np.zeros((len(self._rows.ranks_T), deepest + 1))
         reach_TK[:, 0] = 1.0
@@ -84,7 +110,8 @@ class _GreedyReplay:
         if deepest > max_depth:  # where not all depths were counted it is as at the next one that was
             below_TK = reach_TK[:, max_depth:]
             below_TK[:] = np.maximum.accumulate(below_TK[:, ::-1], axis=1)[:, ::-1]
-        return _yield(self._rows, np.minimum.accumulate(reach_TK, axis=1))
+        rounds = _rounds(self._rows, np.minimum.accumulate(reach_TK, axis=1))
+        return yield_of(rounds.counts_PK, sizes=self._sizes.of(rounds, num_nodes, max_depth, limits))
 
     def _count(self, max_depth: int) -> tuple[Paths, NodeCounts]:
         paths = self._rows.path_costs(max_depth)
@@ -102,17 +129,18 @@ class _SampledReplay:
         kept_T = (self._taken_TJ * np.exp(-rows.costs_TR[:, :_NUM_TRIED])).sum(axis=1)  # of the path's product
         own_costs_T = -np.log(np.maximum(kept_T, 1e-9) / np.maximum(taken_T, 1e-9))
         self._rows = replace(rows, ranks_T=np.zeros_like(rows.ranks_T), own_costs_T=own_costs_T)
+        self._sizes = _Sizes(self._rows)
         self._counted = lru_cache(maxsize=None)(self._count)
 
-    def tokens(self, num_nodes: int, max_depth: int) -> Yield:
+    def tokens(self, num_nodes: int, max_depth: int, limits: Limits) -> Yield:
         paths, slots_Q, counts = self._counted(max_depth)
         rows_Q = paths.starts_Q + paths.depths_Q - 1
         accepted_TK = np.zeros((len(self._rows.ranks_T), max_depth + 1))
         accepted_TK[:, 0] = 1.0
-        passed_Q = self._taken_TJ[rows_Q, slots_Q] * counts.fits(num_nodes)
+        passed_Q = self._taken_TJ[rows_Q, slots_Q] * counts.fits(num_nodes) * paths.within(limits)
         np.add.at(accepted_TK, (paths.starts_Q, paths.depths_Q), passed_Q)
-        reach_TK: FloatArray = np.multiply.accumulate(accepted_TK, axis=1)
-        return _yield(self._rows, reach_TK)
+        rounds = _rounds(self._rows, np.multiply.accumulate(accepted_TK, axis=1))
+        return yield_of(rounds.counts_PK, sizes=self._sizes.of(rounds, num_nodes, max_depth, limits))
 
     def _count(self, max_depth: int) -> tuple[Paths, IntArray, NodeCounts]:
         """Every child that may be tried along the path of the mean child: its path, which one it is, and the nodes."""
@@ -121,7 +149,7 @@ class _SampledReplay:
         before_Q = found.costs_Q - self._rows.own_costs_T[rows_Q]
         costs_QJ = before_Q[:, None] + self._rows.costs_TR[rows_Q, :_NUM_TRIED]
         chosen_Q, slots_Q = np.nonzero(costs_QJ <= MOST_COST)
-        paths = Paths(found.starts_Q[chosen_Q], found.depths_Q[chosen_Q], costs_QJ[chosen_Q, slots_Q])
+        paths = replace(found.kept(chosen_Q), costs_Q=costs_QJ[chosen_Q, slots_Q])
         return paths, slots_Q, self._rows.count_nodes(paths.starts_Q, paths.costs_Q, max_depth)
 
 
@@ -160,6 +188,5 @@ def _belong_together(recordings: Sequence[AcceptanceRecording], of_texts: Sequen
     )
 
 
-def _yield(rows: DraftRows, reach_TK: FloatArray) -> Yield:
-    lengths = np.diff(np.unique(rows.ends_T), prepend=0).tolist()
-    return yield_of(counts_by_text(reach_TK, lengths))
+def _rounds(rows: DraftRows, reach_TK: FloatArray) -> Rounds:
+    return rounds_by_text(reach_TK, np.diff(np.unique(rows.ends_T), prepend=0).tolist())

@@ -1,15 +1,19 @@
 """Tokens per round of every way to draft, from a profile's recordings of a kind of text, or from a published curve."""
 
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
 from typing import Protocol
 
-from planner.acceptance import Yield, chain_yield, curve_yield, ngram_yield, sampled_yield
-from planner.calibration import calibration
+from planner.acceptance import Yield, chain_yield, curve_yield, sampled_yield
+from planner.calibration import calibration, rank_shares
 from planner.contracts.errors import BadInputError
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import ProbabilityCurve
 from planner.contracts.profile import AcceptanceCurve, AcceptanceRecording
+from planner.copies import copies_yield
 from planner.drafting import Drafting
+from planner.limits import NO_LIMITS, Limits, best_yield, wave_of
 from planner.published_tree import published_tree_yield
 from planner.timing import missing
 from planner.tree_yield import hybrid_yield, sampled_tree_yield, tree_yield
@@ -41,14 +45,29 @@ class Yields:
         self._profile = profile
         self._domain = domain
         self._is_sampled = is_sampled
+        self.of = lru_cache(maxsize=None)(self._of)
         self.calibration = lru_cache(maxsize=None)(self._calibration)
+        self._wave = lru_cache(maxsize=None)(lambda fingerprint: wave_of(rank_shares(self._recordings(fingerprint))))
         self._recordings = lru_cache(maxsize=None)(self._recordings_of)
 
-    def of(self, fingerprint: str | None, drafting: Drafting) -> Yield:
-        """Tokens per round; `fingerprint` is the draft model's. Raises: BadInputError, where nothing says."""
+    def best(self, fingerprint: str | None, drafting: Drafting, round_s: Callable[[float, float], float]) -> Yield:
+        """What rounds yield and hold that take `round_s(nodes, passes)`, where the runtime drafts what pays.
+
+        As `of` where all rounds are alike: without a draft, in chains, and where a curve is all that is known.
+        """
+        is_recorded = drafting.kind == "ngram" or (fingerprint is not None and self._recordings(fingerprint))
+        if drafting.kind in ("none", "chain") or not is_recorded:
+            return self.of(fingerprint, drafting)
+        return best_yield(partial(self.of, fingerprint, drafting), round_s, self._wave(fingerprint))
+
+    def _of(self, fingerprint: str | None, drafting: Drafting, limits: Limits = NO_LIMITS) -> Yield:
+        """Tokens per round within limits; `fingerprint` is the draft model's.
+
+        Raises: BadInputError, where nothing says.
+        """
         nodes, depth = drafting.num_nodes, drafting.max_depth
         if drafting.kind == "none":
-            return _NOTHING
+            return replace(_NOTHING, mean_nodes=nodes)
         if self._is_sampled and drafting.has_copies:
             raise BadInputError(
                 "copies of earlier text are not predicted where one samples",
@@ -59,7 +78,7 @@ class Yields:
         if drafting.kind == "ngram":
             if not texts:
                 raise missing(f"matches within {self._domain or 'any text'}", "acceptance")
-            return ngram_yield(texts, depth, _MIN_MATCH_TOKENS)
+            return copies_yield(texts, nodes, depth, _MIN_MATCH_TOKENS, limits)
         assert fingerprint is not None, f"a {drafting.kind} needs a draft model"
         recordings = self._recordings(fingerprint)
         if not recordings:
@@ -68,8 +87,8 @@ class Yields:
             return (sampled_yield if self._is_sampled else chain_yield)(recordings, depth)
         curve = self.calibration(fingerprint)
         if drafting.kind == "tree":
-            return (sampled_tree_yield if self._is_sampled else tree_yield)(recordings, nodes, depth, curve)
-        return hybrid_yield(recordings, texts, nodes, depth, _MIN_MATCH_TOKENS, curve)
+            return (sampled_tree_yield if self._is_sampled else tree_yield)(recordings, nodes, depth, curve, limits)
+        return hybrid_yield(recordings, texts, nodes, depth, _MIN_MATCH_TOKENS, curve, limits)
 
     def _published(self, fingerprint: str, drafting: Drafting) -> Yield:
         name = next(draft.name for draft in self._profile.drafts if draft.fingerprint == fingerprint)

@@ -5,6 +5,7 @@ lengths in between measured likewise.
 """
 
 RIGHT_BY_LENGTH = (0.25, 0.49, 0.62, 0.67, 0.71, 0.73, 0.78, 0.80, 0.81, 0.83, 0.86, 0.86, 0.86, 0.88, 0.89, 0.95)
+ONE_VOTE_ODDS = 0.5  # of what followed a match only once, by those over all votes
 PRIOR_TOKENS = 8.0  # observed ones that the table counts for
 
 MOST_TEXT_TOKENS = 2**18  # of the own text, that are searched: the latest ones

@@ -9,12 +9,11 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
 
-from planner.contracts.copied_text import PRIOR_TOKENS, RIGHT_BY_LENGTH
+from planner.contracts.copied_text import ONE_VOTE_ODDS, PRIOR_TOKENS, RIGHT_BY_LENGTH
 
 MOST_LENGTH = len(RIGHT_BY_LENGTH)  # of a match: longer ones count as this long
 
 _DECAY = 0.9998  # of what a cell has counted, at each observation in it
-_ONE_VOTE = 0.5  # odds of what followed a match only once, by those over all votes
 # Columns of like votes, by the lower bounds of all but the first of each kind:
 _SOLE_VOTES = (2, 3, 5)  # the only continuation of the longest match
 _SPLIT_SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)  # one of several
@@ -90,7 +89,7 @@ def _columns() -> Iterator[tuple[float, ...]]:
     Source: first halves of HumanEval and GSM8K by the demo pair's tokenizer, 48,000 positions.
     """
     for least_votes in (1, *_SOLE_VOTES):
-        yield tuple(1 - 1 / least_votes / (1 + _ONE_VOTE * prob / (1 - prob)) for prob in RIGHT_BY_LENGTH)
+        yield tuple(1 - 1 / least_votes / (1 + ONE_VOTE_ODDS * prob / (1 - prob)) for prob in RIGHT_BY_LENGTH)
     for share in _middles(_SPLIT_SHARES):
         yield (0.02 + 0.28 * share,) * MOST_LENGTH
         yield (0.10 + 0.35 * share,) * MOST_LENGTH

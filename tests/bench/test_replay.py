@@ -131,11 +131,14 @@ def test_a_static_tree_by_hand() -> None:
 # --- the planner's choice ---
 
 
-def test_planned_rounds_cost_their_full_size() -> None:
-    assert round_cost(NO_DRAFTING, 0.1) == 1.0
-    assert round_cost(ngram(4), 0.1) == pytest.approx(1.4)
-    assert round_cost(chain(3), 0.1) == pytest.approx(1.3 + 3 * pass_cost(0.02))
-    assert round_cost(tree(8, 4, "hybrid"), 0.1) == pytest.approx(1.8 + pass_cost(0.02) + 3 * pass_cost(0.02, 4))
+def test_planned_rounds_cost_their_mean_size() -> None:
+    hybrid, first, further = tree(8, 4, "hybrid"), pass_cost(0.02), pass_cost(0.02, 4)
+    assert round_cost(NO_DRAFTING, 0.1, 0, 0) == 1.0
+    assert round_cost(ngram(4), 0.1, 2.5, 0) == pytest.approx(1.25)
+    assert round_cost(chain(3), 0.1, 3, 3) == pytest.approx(1.3 + 3 * first)
+    assert round_cost(hybrid, 0.1, 8, 4) == pytest.approx(1.8 + first + 3 * further)
+    assert round_cost(hybrid, 0.1, 2, 1.5) == pytest.approx(1.2 + first + 0.5 * further)
+    assert round_cost(hybrid, 0.1, 1, 0.5) == pytest.approx(1.1 + 0.5 * first)
 
 
 def test_the_simplest_of_those_as_good_as_the_best_is_chosen() -> None:

@@ -17,7 +17,6 @@ from planner.acceptance import (
     expected_counts,
     geometric_mle,
     geometric_tokens_per_round,
-    ngram_yield,
     pooled_share,
     replay,
     replay_ngram,
@@ -25,6 +24,7 @@ from planner.acceptance import (
 )
 from planner.contracts.errors import BadInputError
 from planner.contracts.profile import AcceptanceCurve, AcceptanceRecording
+from planner.copies import copies_yield
 from planner.schedule import Schedule, Step, round_time_s
 
 # vLLM pull request 26498, drafts of 10, MT-Bench: share of rounds with at least i accepted; mean length 3.64
@@ -165,13 +165,13 @@ def test_recordings_of_another_kind_are_passed_over_and_none_at_all_is_refused()
     with pytest.raises(BadInputError, match="overlaps"):
         sampled_yield([of_text], 2)
     with pytest.raises(BadInputError, match="matches"):
-        ngram_yield([recording(0, 0)], 2, 2)
+        copies_yield([recording(0, 0)], 2, 2, 2)
 
 
 def test_an_ngram_yield_counts_rounds_without_a_proposal() -> None:
     # from the second token on: match 0: plain; match 3, hit: 1 accepted + 1; none left
     of_text = AcceptanceRecording(domain="code", prompt_tokens=1, match_lengths=(9, 0, 3, 4), match_hits=(1, 0, 1, 1))
-    result = ngram_yield([of_text], draft_len=3, min_match_tokens=2)
+    result = copies_yield([of_text], 3, 3, 2)
     assert result.mean == pytest.approx(3 / 2)
     assert result.proposed_frac == 0.5
 

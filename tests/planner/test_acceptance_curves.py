@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import DRAFT, profile
 
-from planner.acceptance import bootstrap_over_prompts, chain_yield, ngram_yield
+from planner.acceptance import bootstrap_over_prompts, chain_yield
 from planner.acceptance_curves import (
     by_domain,
     draft_calibration,
@@ -21,6 +21,7 @@ from planner.acceptance_curves import (
 )
 from planner.contracts.errors import BadInputError
 from planner.contracts.profile import AcceptanceRecording, Profile
+from planner.copies import copies_yield
 from planner.drafting import chain, tree
 from planner.shares import wilson_share
 from planner.yields import Yields
@@ -102,7 +103,7 @@ def test_each_kind_of_text_has_a_curve_and_all_together_one_more() -> None:
 def test_texts_alone_are_replayed_as_copies() -> None:
     texts = (matched((0, 3, 4, 5, 0), (0, 1, 1, 0, 0)), matched((0, 0, 2, 3, 1), (0, 0, 1, 1, 1)))
     (curve,) = length_curves(texts, (1, 4), seed=0)
-    assert curve.values == pytest.approx([ngram_yield(texts, length, 1).mean for length in (1, 4)])
+    assert curve.values == pytest.approx([copies_yield(texts, length, length, 1).mean for length in (1, 4)])
 
 
 def test_nothing_recorded_is_refused_by_name() -> None:

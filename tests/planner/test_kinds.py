@@ -150,6 +150,33 @@ def test_a_plan_carries_what_each_size_of_round_costs_and_hides() -> None:
     assert round_time_s(replace(later, boundary_s=later.boundary_s + 1e-3)) > round_time_s(later) + 0.9e-3
 
 
+def dearer(made: Profile, per_token_s: float) -> Profile:
+    """The same, where each further token takes a layer so much longer."""
+    compute = tuple(
+        entry.model_copy(update={"duration_s": spread(entry.duration_s.median + per_token_s * entry.num_tokens)})
+        if entry.unit == "layer"
+        else entry
+        for entry in made.compute
+    )
+    return made.model_copy(update={"compute": compute})
+
+
+def test_rounds_are_planned_full_where_the_link_binds_and_as_large_as_pays_where_verification_does() -> None:
+    made, asked = measured(is_repetitive=False), replace(request(TIGHT), draftings=(tree(8, 4),))
+    rounds, plans = [], []
+    for of_profile in (made, dearer(made, 1e-3)):
+        score = rank(of_profile, asked).best_of(DRAFT.fingerprint)
+        assert score is not None
+        rounds.append(scorer_for(of_profile, asked).tokens_of(score.candidate))
+        plans.append(plan_of(of_profile, asked, score)[0])
+    assert (rounds[0].mean_nodes, rounds[0].mean_passes) == (8, 4)
+    assert rounds[1].mean_nodes < 6
+    assert rounds[1].mean_passes < 4
+    assert rounds[1].mean < rounds[0].mean
+    assert plans[1].predicted.tokens_per_round == pytest.approx(rounds[1].mean, rel=0.05)
+    assert plans[1].memory == plans[0].memory, "buffers hold the largest round"
+
+
 def test_rounds_that_never_differ_carry_no_costs() -> None:
     made, asked = measured(is_repetitive=False), request(TIGHT)
     score = rank(made, replace(asked, draftings=(chain(4),))).best_of(DRAFT.fingerprint)

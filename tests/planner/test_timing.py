@@ -117,8 +117,8 @@ def test_a_head_chunk_takes_its_share_of_the_measured_rows() -> None:
 
 
 def test_a_chain_feeds_what_was_accepted_and_then_token_by_token() -> None:
-    assert DISK.draft_s(DRAFT.fingerprint, NO_DRAFTING, 0, 0.0, "device", 1.5) == 0.0
-    assert DISK.draft_s(DRAFT.fingerprint, chain(4), 0, 0.0, "device", 1.5) == pytest.approx(4 * 3e-3)
+    assert DISK.draft_s(DRAFT.fingerprint, NO_DRAFTING, 0, 0.0, "device", 1.5, 0) == 0.0
+    assert DISK.draft_s(DRAFT.fingerprint, chain(4), 0, 0.0, "device", 1.5, 4) == pytest.approx(4 * 3e-3)
     with pytest.raises(BadInputError, match="passes of the draft unknown"):
         DISK.draft_pass_s("unknown", 1, 0)
 

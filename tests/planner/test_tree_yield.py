@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.acceptance import chain_yield, counts_by_text, ngram_yield, replay, sampled_yield
+from planner.acceptance import chain_yield, counts_by_text, replay, sampled_yield
 from planner.calibration import calibrated, calibration, risen_shares
 from planner.contracts.errors import BadInputError
 from planner.contracts.plan import ProbabilityCurve
 from planner.contracts.profile import NUM_TOP_PROBS, AcceptanceRecording
-from planner.copies import Copies
+from planner.copies import Copies, copies_yield
 from planner.replay_trees import DraftRows, NodeCounts
 from planner.static_tree import best_static_tree, static_tree_yield
 from planner.tree_yield import hybrid_yield, sampled_tree_yield, tree_yield
@@ -250,7 +250,7 @@ def test_a_hybrid_follows_copies_where_the_draft_is_lost() -> None:
     repeated = of_text([16] * 60, [1] * 60)
     assert tree_yield([lost], 8, 4, None).mean == 1.0
     hybrid = hybrid_yield([lost], [repeated], 8, 4, 1, None)
-    assert hybrid.mean == pytest.approx(ngram_yield([repeated], 8, 1).mean)  # deeper than the draft's 4 levels
+    assert hybrid.mean == pytest.approx(copies_yield([repeated], 8, 8, 1).mean)  # deeper than the draft's 4 levels
 
 
 def test_a_draft_goes_on_where_copies_end() -> None:
@@ -278,9 +278,11 @@ def test_recordings_of_other_texts_are_refused() -> None:
 def test_chances_of_copies_follow_the_texts_and_rest_on_the_table() -> None:
     few = Copies.of([of_text([5] * 4, [1] * 4)], 1)
     many = Copies.of([of_text([5] * 400, [0] * 400)], 1)
-    # the table says .71: (4 + 8) / (4 x .71 + 8) of it with four hits, 8 / (400 x .71 + 8) of it with 400 misses
-    assert math.exp(-few.costs_T[0]) == pytest.approx(0.71 * 12 / (4 * 0.71 + 8))
-    assert math.exp(-many.costs_T[0]) == pytest.approx(0.71 * 8 / (400 * 0.71 + 8))
+    # the table says .71, after one vote half its odds: .55. A request learns half of what is recorded of a text:
+    # (2 + 8) / (2 x .55 + 8) of it with four hits, 8 / (200 x .55 + 8) of it with 400 misses
+    once = 0.5 * 0.71 / (0.5 * 0.71 + 0.29)
+    assert math.exp(-few.costs_T[0]) == pytest.approx(once * 10 / (2 * once + 8))
+    assert math.exp(-many.costs_T[0]) == pytest.approx(once * 8 / (200 * once + 8))
     assert few.runs_T.tolist() == [4, 3, 2, 1]
     assert Copies.of([of_text([5, 1, 0], [1, 1, 0])], 2).runs_T.tolist() == [2, -1, -1]
 
