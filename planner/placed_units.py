@@ -1,5 +1,6 @@
 """A placement as arrays over its units: what they are, how long each is copied, read and computed."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -16,7 +17,7 @@ from planner.schedule_batch import BoolArray, FloatArray
 from planner.terms import PassTerms
 from planner.timing import Timing
 
-_PER_BYTE_PER_S = 1e9  # the load at which slow-downs are read off the tables; they are in proportion to it
+_LOW_BYTES_PER_S = 1e3  # a load below all measured ones, up to which slow-downs are in proportion to it
 
 
 class UnitClass(NamedTuple):
@@ -65,11 +66,44 @@ class UnitClass(NamedTuple):
             remedy="plan again with whole layers",
         )
 
-    def slope(self, timing: Timing, num_tokens: float, context_tokens: float) -> tuple[float, float]:
-        """Seconds alone, and the relative slow-down per byte per second of copies beside it."""
-        alone_s = self.seconds(timing, num_tokens, context_tokens)
-        loaded_s = self.seconds(timing, num_tokens, context_tokens, _PER_BYTE_PER_S)
-        return alone_s, (loaded_s / alone_s - 1) / _PER_BYTE_PER_S if alone_s else 0.0
+    def times(self, timing: Timing, num_tokens: float, context_tokens: float) -> "ClassTimes":
+        """Seconds of such a unit, alone and beside copies."""
+        alone_s, low_s, most_s = (
+            self.seconds(timing, num_tokens, context_tokens, load) for load in (0.0, _LOW_BYTES_PER_S, math.inf)
+        )
+        slope_s = (low_s - alone_s) / _LOW_BYTES_PER_S
+        return ClassTimes(alone_s, slope_s, most_s)
+
+    def wake_s(self, timing: Timing, wait_s: float) -> float:
+        """Seconds that such a unit takes longer after a wait for its weights."""
+        return timing.wake_s(self.kind, self.first, self.num_rows, wait_s)
+
+
+class ClassTimes(NamedTuple):
+    """Seconds of a unit alone, what each byte per second of copies adds to them, and the most that it takes so."""
+
+    alone_s: float
+    slope_s: float
+    most_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class UnitTimes:
+    """The times of all units of a placement."""
+
+    alone_s_U: FloatArray
+    slope_s_U: FloatArray
+    most_s_U: FloatArray
+
+    @classmethod
+    def of(cls, classes: Sequence[ClassTimes], class_U: NDArray[np.int64]) -> Self:
+        """Of the units of some classes."""
+        return cls(*(np.array(times_s)[class_U] for times_s in zip(*classes, strict=True)))
+
+    def beside(self, load_bytes_per_s: float) -> FloatArray:
+        """Seconds beside copies of so many bytes per second."""
+        times_s: FloatArray = np.minimum(self.alone_s_U + self.slope_s_U * load_bytes_per_s, self.most_s_U)
+        return times_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +146,15 @@ class PlacedUnits:
                 timing.read_s,
             ),
         )
+
+    def wakes_s(self, timing: Timing, waiting_s: float) -> FloatArray:
+        """Seconds that each unit takes longer, where the streamed ones are waited for so long in all."""
+        num_streamed = int(self.is_streamed_U.sum())
+        if waiting_s <= 0 or not num_streamed:
+            return np.zeros(len(self.units))
+        of_class = np.array([of_units.wake_s(timing, waiting_s / num_streamed) for of_units in self.classes])
+        wakes_s: FloatArray = np.where(self.is_streamed_U, of_class[self.class_U], 0.0)
+        return wakes_s
 
     def pass_terms(self, compute_s_U: FloatArray, duty: float) -> PassTerms:
         """A pass whose units compute so long, beside copies that find the compute lane busy for that share of it."""
