@@ -104,7 +104,7 @@ def link_bytes_per_s(profile: Profile, link: LinkChoice) -> float:
         raise BadInputError(
             f"the profile does not know the link {link_name(link)}",
             why="no copy over it was measured",
-            remedy="planner profile --only links",
+            remedy="planner profile again, its links not left out by --only",
         )
     largest = max(measured, key=lambda entry: entry.num_bytes)
     return largest.num_bytes / largest.duration_s.median

@@ -36,6 +36,7 @@ _MOST_EXTRAPOLATION = 4
 _SHORT_CONTEXT_TOKENS = 512  # up to which attention is a small part of any layer, so that its growth may be unmeasured
 _DROP_FRAC = 0.10  # a fall beyond this is another kernel taking over, not noise
 _QUARTILES_PER_SD = 1.349
+_BESIDE = {"pass": "its units", "round": "its pass and its draft"}
 
 
 class Curve:
@@ -360,7 +361,7 @@ class Timing:
 
     def _unit(self, unit: "_Unit") -> LoadedTable:
         if unit not in self._units:
-            raise missing(f"the compute time of {unit.label}", "compute")
+            raise missing(unit.label, "rounds" if unit.kind == "round" else "compute")
         return self._table(unit, unit.label, self._units[unit])
 
     def _table(self, key: object, label: str, by_load: "_ByLoad") -> LoadedTable:
@@ -386,8 +387,10 @@ class _Unit:
 
     @property
     def label(self) -> str:
+        if self.kind in _BESIDE:
+            return f"what a {self.kind} takes beside {_BESIDE[self.kind]}"
         rows = "" if self.num_rows is None else f" of {self.num_rows} rows"
-        return f"{self.kind} {self.index}{rows} on the {self.processor}"
+        return f"the compute time of {self.kind} {self.index}{rows} on the {self.processor}"
 
 
 def _unit_of(row: ComputeMeasurement) -> _Unit:
@@ -420,7 +423,8 @@ def missing(what: str, group: str) -> BadInputError:
     return BadInputError(
         f"the profile lacks {what}",
         why="it was not measured, and nothing is guessed in its place",
-        remedy=f"planner profile --only {group}, without a --max-seconds that cuts it off",
+        remedy=f"planner profile again, which takes up what is missing: its {group} not left out by --only, nor cut "
+        "off by too small a --max-seconds",
     )
 
 

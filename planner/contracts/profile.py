@@ -41,9 +41,9 @@ NUM_TOP_PROBS = 8  # of each position; the ninth choice of a draft is hardly eve
 class Spread(Contract):
     """Median and quartiles of repeated measurements, in the unit that the field's name states."""
 
-    p25: float
-    median: float
-    p75: float
+    p25: float = Field(ge=0)
+    median: float = Field(ge=0)
+    p75: float = Field(ge=0)
     num_samples: int = Field(ge=1)
 
 

@@ -1,5 +1,7 @@
 """Reading times off tables: exact at measured points, never falling between, refused where nothing was measured."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -7,7 +9,7 @@ from made_up import DRAFT, MB, TOKENS, layer_s, profile, spread
 
 from planner.contracts.errors import BadInputError
 from planner.contracts.plan import CudaLink, DiskLink, EmulatedLink, LinkChoice
-from planner.contracts.profile import ComputeMeasurement, LinkMeasurement
+from planner.contracts.profile import ComputeMeasurement, LinkMeasurement, Profile
 from planner.drafting import NO_DRAFTING, chain
 from planner.timing import ComputeTable, Curve, LoadedTable, Timing, spread_frac
 
@@ -190,3 +192,23 @@ def test_what_copies_cost_is_read_beside_the_plans_own_link_first() -> None:
     assert slowed(EmulatedLink(bytes_per_s=3e9)) == pytest.approx(1.56)
     # Of no kind that was measured: through all three, (0.1 + 1.6 + 9.6) / 21
     assert slowed(CudaLink()) == pytest.approx(1 + 11.3 / 21)
+
+
+def test_a_missing_measurement_is_named_with_the_group_that_it_belongs_to() -> None:
+    bare = Timing(profile(compute=()), DiskLink(mode="cached"))
+    with pytest.raises(BadInputError, match="what a round takes beside its pass and its draft") as refused:
+        bare.round_s(1)
+    assert "its rounds not left out by --only" in refused.value.remedy
+    with pytest.raises(BadInputError, match="the compute time of layer 0 on the device") as refused:
+        bare.layer_s(3, 1, 0)
+    assert "its compute not left out by --only" in refused.value.remedy
+
+
+def test_no_measurement_takes_less_than_no_time(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    text = profile().to_json()
+    path.write_text(text.replace('"median": 0.002,', '"median": -0.002,', 1))
+    assert path.read_text() != text
+    with pytest.raises(BadInputError, match="median: Input should be greater than or equal to 0") as refused:
+        Profile.read(path)
+    assert "is no valid Profile file" in refused.value.what
