@@ -100,8 +100,9 @@ class _Replay:
     def __init__(self, copies: Copies) -> None:
         self._copies = copies
         self._lengths = np.diff(np.unique(copies.ends_T), prepend=0).tolist()
+        self.tokens = lru_cache(maxsize=None)(self._tokens)
 
-    def tokens(self, num_nodes: int, most_tokens: int, most_cost: float) -> Yield:
+    def _tokens(self, num_nodes: int, most_tokens: int, most_cost: float) -> Yield:
         sizes = self._copies.sizes(most_tokens, most_cost)
         accepted_T = np.minimum(sizes.lengths_T, np.maximum(self._copies.runs_T, 0))
         reach_TK = (accepted_T[:, None] >= np.arange(most_tokens + 1)).astype(np.float64)

@@ -91,19 +91,19 @@ class DraftRows:
 
         M_h(x) = mean over rows of sum_r [cost_r <= x] (1 + M_(h-1)(x - cost_r)).
         """
-        return self._nodes_below(0.0)
+        return self._nodes_below(0.0, MAX_DRAFT_LEN)
 
     @cached_property
-    def _nodes_below(self) -> Callable[[float], FloatArray]:
+    def _nodes_below(self) -> Callable[[float, int], FloatArray]:
         return lru_cache(maxsize=None)(self._subtree_nodes)
 
-    def _subtree_nodes(self, least_left: float) -> FloatArray:
+    def _subtree_nodes(self, least_left: float, most_levels: int) -> FloatArray:
         """The same where the draft goes on only from nodes that cost by `least_left` less than may be spent."""
         weights_TR = np.broadcast_to(self._row_weights[:, None], self.costs_TR.shape)
         children_G = _on_grid(self.costs_TR, weights_TR)
         levels = [np.zeros(_GRID)]
         num_ended = min(math.ceil(least_left * _STEPS_PER_COST), _GRID)
-        for _ in range(MAX_DRAFT_LEN):
+        for _ in range(most_levels):
             levels.append(np.convolve(children_G, 1 + levels[-1])[:_GRID])
             levels[-1][:num_ended] = 0.0
         return np.stack(levels)
@@ -172,7 +172,7 @@ class DraftRows:
         number that was found by then.
         """
         counts = NodeCounts(np.zeros(len(starts_Q)), np.zeros(len(starts_Q)))
-        nodes_HG = self._nodes_below(least_left)
+        nodes_HG = self._nodes_below(least_left, max_depth)
         most_expanded_Q = costs_Q - least_left if least_left else np.full(len(costs_Q), np.inf)
         spent_Q = np.zeros(len(starts_Q))
         alive_Q = np.arange(len(starts_Q))

@@ -98,8 +98,9 @@ class _GreedyReplay:
         self._rows = rows
         self._sizes = _Sizes(rows)
         self._counted = lru_cache(maxsize=None)(self._count)
+        self.tokens = lru_cache(maxsize=None)(self._tokens)
 
-    def tokens(self, num_nodes: int, max_depth: int, limits: Limits) -> Yield:
+    def _tokens(self, num_nodes: int, max_depth: int, limits: Limits) -> Yield:
         paths, counts = self._counted(max_depth)
         deepest = max(max_depth, min(num_nodes, int(paths.depths_Q.max(initial=0))))
         inside = np.flatnonzero((paths.depths_Q <= deepest) & paths.within(limits))
@@ -131,8 +132,9 @@ class _SampledReplay:
         self._rows = replace(rows, ranks_T=np.zeros_like(rows.ranks_T), own_costs_T=own_costs_T)
         self._sizes = _Sizes(self._rows)
         self._counted = lru_cache(maxsize=None)(self._count)
+        self.tokens = lru_cache(maxsize=None)(self._tokens)
 
-    def tokens(self, num_nodes: int, max_depth: int, limits: Limits) -> Yield:
+    def _tokens(self, num_nodes: int, max_depth: int, limits: Limits) -> Yield:
         paths, slots_Q, counts = self._counted(max_depth)
         rows_Q = paths.starts_Q + paths.depths_Q - 1
         accepted_TK = np.zeros((len(self._rows.ranks_T), max_depth + 1))
