@@ -54,7 +54,9 @@ def _kind_of(content: bytes, name: str) -> type[ContractFile]:
         version = document.get("schema_version", SCHEMA_VERSION)
         if version != SCHEMA_VERSION:
             raise other_version(name, "draftstream", version)
-        fields = ", ".join(list(document)[:4]) or "nothing"
+        if not document:
+            raise _none_of_ours(name, "it holds no field")
+        fields = ", ".join(list(document)[:4])
         raise _none_of_ours(name, f"its fields are another program's: {fields[:80]}")
     return kind
 
