@@ -14,7 +14,6 @@ from planner.changes import Change, Situation
 from planner.notebook import FromCatalogue, Session
 from planner.scoring import Candidate
 from planner.search import candidates_of, scorer_for
-from planner.what_if import WhatIf
 
 NUM_EVALUATIONS = 10_000
 EVALUATIONS_GOAL_S, MOVE_GOAL_S, START_GOAL_S = 2.0, 0.2, 5.0
@@ -37,10 +36,9 @@ def main() -> None:
     print_header("what if")
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     results: dict[str, float] = {}
-    situation = _situation("80 layers")
-    for what, measured in (("placed and scored", _placed_and_scored_s), ("ranked and refined", _ranked_s)):
-        taken = [measured(situation) for _ in range(options.runs)]
-        results[what] = _said(f"{NUM_EVALUATIONS} plans of llama-3.1-70b {what}", taken, EVALUATIONS_GOAL_S)
+    situation, what = _situation("80 layers"), "placed and scored"
+    scored = [_placed_and_scored_s(situation) for _ in range(options.runs)]
+    results[what] = _said(f"{NUM_EVALUATIONS} plans of llama-3.1-70b {what}", scored, EVALUATIONS_GOAL_S)
     for name in PAIRS:
         print(f"a slider's move, {name}:")
         for control, changes in MOVES.items():
@@ -72,17 +70,6 @@ def _placed_and_scored_s(situation: Situation) -> float:
             candidates += candidates_of(profile.target, draft, replace(request, budget=budget, draftings=priced))
     scorer.score(candidates[:NUM_EVALUATIONS])
     return time.perf_counter() - start_s
-
-
-def _ranked_s(situation: Situation) -> float:
-    """Seconds for so many plans through what a slider's move asks: ranked and refined, one memory after the other."""
-    what_if = WhatIf(situation)
-    num_scored, gib = 0, 8
-    start_s = time.perf_counter()
-    while num_scored < NUM_EVALUATIONS:
-        gib += 1
-        num_scored += len(what_if.case(Change(device_bytes=gib * GIB)).ranking.scores)
-    return (time.perf_counter() - start_s) * NUM_EVALUATIONS / num_scored
 
 
 def _moves_s(name: str, changes: list[Change]) -> dict[str, list[float]]:
