@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from planner.contracts.errors import UsageError
+from planner.contracts.errors import ResourceFailureError, UsageError
 from planner.contracts.model_folder import ModelFolder, open_model_folder
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import Dtype
@@ -80,6 +81,8 @@ def measure_profile(
     Raises: any DraftstreamError; ResourceFailureError, where another profiler is at work or the machine is unsteady.
     """
     started_s = time.monotonic()
+    if options.out is not None:
+        _check_can_be_written(options.out)
     target_model, draft_models = _model(target), [_model(draft) for draft in drafts]
     _check_drafts(target_model, draft_models)
     with _threads(options.num_threads):
@@ -103,6 +106,18 @@ def measure_profile(
             if outcome.is_complete:
                 journal.path.unlink(missing_ok=True)
     return profile
+
+
+def _check_can_be_written(out: Path) -> None:
+    """Raises: ResourceFailureError; what takes minutes to measure is not found to have no place at the end."""
+    folder = out.resolve().parent
+    is_device = out.exists() and not out.is_file()
+    if out.is_dir() or not (is_device or os.access(folder, os.W_OK)):
+        raise ResourceFailureError(
+            f"cannot write {out}",
+            why="it is a folder" if out.is_dir() else f"there is no folder {folder} to write to",
+            remedy="name a file in a folder that exists and is writable",
+        )
 
 
 def stored_path(profile: Profile, options: ProfileOptions) -> Path:

@@ -15,7 +15,7 @@ from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import DiskLink, LinkChoice
 from planner.contracts.profile import Spread
 from runtime.measure import twin as twin_module
-from runtime.measure.compute import Effort, PassTimer, compute_table, edge_rows, measure_passes
+from runtime.measure.compute import Effort, PassTimer, compute_table, edge_rows, measure_passes, recording_cost_s
 from runtime.measure.rounds import measure_catch_up, measure_rounds, open_draft
 from runtime.measure.spans import HostClock, SpanRecorder
 from runtime.measure.spread import spread
@@ -101,6 +101,15 @@ def test_table_covers_every_class_of_unit_at_every_count(
         assert [row.num_tokens for row in rows if (row.unit, row.index, row.num_rows) == unit] == list(counts)
     assert all((row.load_bytes_per_s > 0) == (link is not None) for row in rows)
     assert all(row.duration_s.median > 0 for row in rows if row.unit != "pass")
+
+
+def test_others_work_is_not_taken_for_the_cost_of_recording() -> None:
+    # Most recorded passes were disturbed, and one plain one: by medians recording would cost eight passes.
+    recorded_s = [0.011, 0.090, 0.011, 0.090, 0.090, 0.090, 0.011, 0.090]
+    plain_s = [0.010, 0.010, 0.010, 0.050, 0.010, 0.010, 0.010, 0.010]
+    assert recording_cost_s(recorded_s, plain_s) == pytest.approx(0.001)
+    assert recording_cost_s([0.090] * 8, plain_s) == pytest.approx(0.005)  # half a pass at the most
+    assert recording_cost_s(plain_s, recorded_s) == 0.0
 
 
 def test_parts_of_a_streamed_pass_add_up_to_it(tiny_model: TinyModel) -> None:

@@ -8,7 +8,7 @@ from tiny_models import TinyModel
 from typer.testing import CliRunner
 
 from planner.cli.profile import profile as profile_command
-from planner.contracts.errors import BadInputError, UsageError
+from planner.contracts.errors import BadInputError, ResourceFailureError, UsageError
 from planner.contracts.profile import Profile
 from runtime.measure.cache import find_profile, profile_path
 from runtime.measure.profile import ProfileOptions, measure_profile, profile_key, stored_path
@@ -49,6 +49,12 @@ def test_quick_profile_is_complete_and_found_again(tiny_model: TinyModel, tmp_pa
     assert find_profile(profile_key(tiny_model("qwen3"))) is None
     assert stored_path(profile, options).exists()
     assert not list((tmp_path / "cache").glob("*.journal")), "a complete run leaves no journal"
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    for out in (tmp_path / "missing" / "profile.json", tmp_path):
+        with pytest.raises(ResourceFailureError, match=f"cannot write {out}"):
+            measure_profile("no model, which would be next", [], quick(out=out), PROMPTS)
 
 
 def test_profile_of_one_group_names_the_others_and_serves_nobody(tiny_model: TinyModel) -> None:
