@@ -38,8 +38,8 @@ class GuardedDrafter:
     def propose(self, context: Sequence[int], max_depth: int) -> Proposal:
         """The drafter's proposal, found sound; nothing once it has failed.
 
-        Raises: ResourceFailureError, where the drafter raises an error or proposes what cannot be verified; a
-        DraftstreamError of the drafter's own, as a SelfCheckError where its logits are no numbers.
+        Raises: ResourceFailureError, where the drafter raises an error, one of ours among them, or proposes what cannot
+        be verified.
         """
         if self._has_failed:
             return NOTHING
@@ -65,9 +65,9 @@ class GuardedDrafter:
 
     def _fail_with(self, error: Exception) -> None:
         if isinstance(error, DraftstreamError):
-            self._fail(error)
-            return
-        why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            why = f"{error.what}: {error.why}"
+        else:
+            why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         failure = ResourceFailureError("the draft failed", why=why, remedy=_REMEDY)
         failure.__cause__ = error
         self._fail(failure)

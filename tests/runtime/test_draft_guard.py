@@ -106,11 +106,13 @@ def test_a_drafters_error_ends_the_run_as_a_resource_failure_that_names_it(error
     assert caught.value.__cause__ is error
 
 
-def test_errors_of_our_own_keep_their_exit_code() -> None:
-    error = SelfCheckError("logits", why="NaN", remedy="float32")
-    with pytest.raises(SelfCheckError) as caught:
+def test_errors_of_our_own_are_said_to_be_the_drafts() -> None:
+    error = SelfCheckError("row 0 cannot be sampled", why="it has NaN among its logits", remedy="float32")
+    with pytest.raises(ResourceFailureError, match="the draft failed") as caught:
         guarded(Scripted(error)).propose([1], MAX_DEPTH)
-    assert caught.value is error
+    assert caught.value.why == "row 0 cannot be sampled: it has NaN among its logits"
+    assert "--draft-may-fail" in caught.value.remedy
+    assert caught.value.__cause__ is error
 
 
 FAILURES: tuple[object, ...] = (
