@@ -27,11 +27,6 @@ class Limits:
     verified: float = math.inf
     expanded: float = math.inf
 
-    def is_beside(self, other: Self) -> bool:
-        """Whether they differ by a step of the grid at most."""
-        pairs = ((self.verified, other.verified), (self.expanded, other.expanded))
-        return all(a == b or abs(a - b) <= 1 / _STEPS_PER_COST for a, b in pairs)
-
     @classmethod
     def of(cls, node_tokens: float, pass_tokens: float, wave: FloatArray) -> Self:
         """The limits, on the grid, where a node costs as much time as so many tokens take, and a pass of the draft.
@@ -72,12 +67,11 @@ def best_yield(
     """
     found: dict[Limits, Yield] = {}
     rates: dict[Limits, float] = {}
-    limits, is_settled = NO_LIMITS, False
-    while not is_settled and len(found) < _MOST_STEPS:
+    limits = NO_LIMITS
+    while limits not in found and len(found) < _MOST_STEPS:
         tried, found[limits] = limits, yield_at(limits)
         rates[limits] = found[limits].mean / round_s(found[limits].mean_nodes, found[limits].mean_passes)
         limits = _limits_at(rates[limits], found[limits], round_s, wave)
-        is_settled = any(limits.is_beside(other) for other in found)
     for _ in range(_MOST_WIDER if tried.expanded < math.inf else 0):
         wider = replace(tried, expanded=tried.expanded + 1)
         found[wider] = yield_at(wider)
