@@ -294,7 +294,8 @@ def _around(request: Request, best: Score) -> Request:
 def basis_of(profile: Profile) -> str:
     """Whether the numbers were measured or estimated, when and on what."""
     if profile.kind == "measured":
-        return f"measured on {profile.machine.name}, {profile.created[:10]}, {profile.num_threads} threads"
+        threads = f"{profile.num_threads} thread{'s' * (profile.num_threads != 1)}"
+        return f"measured on {profile.machine.name}, {profile.created[:10]}, {threads}"
     return f"estimated for {profile.machine.name} from its catalogue entry; nothing was measured"
 
 

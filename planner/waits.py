@@ -15,7 +15,7 @@ from planner.contracts.layer_parts import DECODER_KINDS
 from planner.contracts.plan import DTYPE_BYTES
 from planner.contracts.profile import ComputeMeasurement, Profile
 
-_LEAST_WAIT = 0.5  # of the time that the unit computes; less leaves the lane warm
+_LEAST_WAIT = 1.0  # of the time that the unit computes: what else a pass does counts as waiting here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

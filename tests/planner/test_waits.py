@@ -25,7 +25,7 @@ def waited() -> Profile:
             load_link="emulated:0.1GB/s",
             duration_s=spread(layer_s(count) + EXTRA_S),
         )
-        for count in TOKENS
+        for count in TOKENS[:-1]  # 512 tokens compute for longer than they wait
     ]
     return profile(compute=(*profile().compute, *rows))
 
