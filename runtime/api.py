@@ -96,7 +96,7 @@ def corpus_texts(target: str | Path, paths: Sequence[Path]) -> list[Sequence[int
     """The tokens of text files that n-grams copy from. Raises: BadInputError."""
     if not paths:
         return []
-    encode = partial(load_tokenizer(model_folder(str(target))).encode, add_special_tokens=False)
+    encode = partial(load_tokenizer(model_folder(str(target))).encode, add_special_tokens=False, verbose=False)
     return read_texts(paths, encode)
 
 

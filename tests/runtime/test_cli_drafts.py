@@ -1,6 +1,7 @@
 """`runtime generate` with every kind of draft: the same text, what the report says, and what is refused."""
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from test_cli import PROMPT, Command, command, refused  # noqa: F401 - a fixture is found by its name
 
 from planner.contracts.report import Report
+from profiles import demo_folder
+from runtime.api import corpus_texts
 
 FEW = ("--max-tokens", "24", "--dtype", "fp32", "--device-memory", "16MiB", "--threads", "1", "--raw")
 
@@ -73,6 +76,17 @@ def test_a_binary_corpus_is_refused(command: Command, tmp_path: Path) -> None:  
     corpus = tmp_path / "weights.bin"
     corpus.write_bytes(b"\0\1\2")
     refused(command("generate", PROMPT, *FEW, "--draft-kind", "ngram", "--ngram-corpus", str(corpus)), 3, "weights.bin")
+
+
+def test_a_corpus_may_be_longer_than_the_models_context(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    corpus = tmp_path / "earlier.txt"
+    corpus.write_text("the quick brown fox " * 1000)  # the demo target's context has 2,048 tokens
+    (tokens,) = corpus_texts(demo_folder("target"), [corpus])
+    assert len(tokens) > 2048
+    assert "sequence length" not in caplog.text
 
 
 @pytest.mark.slow
