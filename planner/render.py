@@ -177,7 +177,8 @@ def facts(plan: Plan, choice: Choice) -> list[tuple[str, str]]:
     found = [("plan", _described(choice))]
     if low is not None and high is not None and plan.workload is not None:
         ends = f"{format_s(low.ttft_s or 0)}-{format_s(high.ttft_s or 0)}"
-        prompt = f"after a prompt of {plan.workload.prompt_tokens} tokens"
+        prompt_tokens = plan.workload.prompt_tokens
+        prompt = f"after a prompt of {prompt_tokens} token{'s' * (prompt_tokens != 1)}"
         found.append(("first token", f"{format_s(choice.ttft_s)} (P10-P90 {ends}) {prompt}"))
     memory = (
         f"{format_bytes(plan.memory.device_bytes)} on the device (budget "

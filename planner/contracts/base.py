@@ -40,7 +40,11 @@ class ContractFile(Contract):
             return cls.model_validate_json(content)
         except ValidationError as error:
             found = error.errors()
-            versions = [item["input"] for item in found if item["loc"][-1:] == ("schema_version",)]
+            versions = [
+                item["input"]
+                for item in found
+                if item["loc"][-1:] == ("schema_version",) and item["type"] != "extra_forbidden"
+            ]
             if versions:
                 raise other_version(name, kind, versions[0]) from error
             reasons = "; ".join(

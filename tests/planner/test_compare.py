@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from made_up import profile
 
 from planner.cli.compare import compare as command
 from planner.compare import Comparison, Row, accuracies, attribution, compare
@@ -395,3 +396,12 @@ def test_every_bad_file_is_named(files: list[Path], tmp_path: Path) -> None:
     assert str(unplanned) in caught.value.what
     assert str(files[0]) not in caught.value.what
     assert "predicts no speed" in caught.value.why
+
+
+def test_another_kind_of_file_is_not_said_to_be_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "profile.json"
+    profile().write(path)
+    with pytest.raises(BadInputError, match="is no valid Report file") as refused:
+        Report.read(path)
+    assert "version is" not in refused.value.what
+    assert "Extra inputs are not permitted" in refused.value.why
