@@ -151,13 +151,23 @@ def drafting_of(draft: Draft) -> Drafting:
 
 
 def draftings_for(
-    kind: str | None, *, draft_len: int | None = None, num_nodes: int | None = None, tiers: str | None = None
+    kind: str | None,
+    *,
+    no_spec: bool = False,
+    draft_len: int | None = None,
+    num_nodes: int | None = None,
+    tiers: str | None = None,
 ) -> tuple[Drafting, ...]:
     """What the planner may choose among, by what the user stated; all of it where nothing was.
 
-    Raises: UsageError, where the sizes belong to another kind than the one named, or tiers do not ascend.
+    Raises: UsageError, where the sizes belong to another kind than the one named or to none at all, or tiers do not
+    ascend.
     """
     of_chain, of_tree = draft_len is not None or tiers is not None, num_nodes is not None
+    if no_spec and (of_chain or of_tree or kind not in (None, "none")):
+        raise UsageError(
+            "--no-spec with a kind of draft or its size", why="it says never to draft", remedy="leave out one of them"
+        )
     if draft_len is not None and tiers is not None:
         raise UsageError("a draft length and tiers", why="the longest tier is the length", remedy="--draft-tiers alone")
     if of_chain and (of_tree or kind not in (None, "auto", "chain")):

@@ -115,7 +115,9 @@ def recommend(
         },
         workload=Workload(prompt_tokens=prompt_tokens, new_tokens=max_tokens, domain=text),
         context_tokens=ctx_size,
-        draftings=draftings_for(draft_kind, draft_len=draft_len, num_nodes=draft_tree, tiers=draft_tiers),
+        draftings=draftings_for(
+            draft_kind, no_spec=no_spec, draft_len=draft_len, num_nodes=draft_tree, tiers=draft_tiers
+        ),
         slots=slots,
         no_spec=no_spec or draft_kind == "none",
         resident_only=resident_only,

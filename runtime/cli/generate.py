@@ -150,7 +150,7 @@ def generate(
                 target=target,
                 draft=None if no_spec or draft_kind == "none" else draft,
                 no_spec=no_spec or draft_kind == "none",
-                draftings=_draftings(draft_kind, draft_len, draft_tree, draft_tiers),
+                draftings=_draftings(draft_kind, no_spec, draft_len, draft_tree, draft_tiers),
                 profile=profile,
                 context_tokens=ctx_size,
                 prompt_tokens=len(tokens),
@@ -202,7 +202,7 @@ def generate(
 
 
 def _draftings(
-    kind: str | None, draft_len: int | None, num_nodes: int | None, tiers: str | None
+    kind: str | None, no_spec: bool, draft_len: int | None, num_nodes: int | None, tiers: str | None
 ) -> "tuple[Drafting, ...] | None":
     """What the planner may choose among; None where nothing was stated."""
     from planner.drafting import draftings_for
@@ -210,7 +210,7 @@ def _draftings(
     sizes = (draft_len, num_nodes, tiers)
     if kind in (None, "auto") and all(size is None for size in sizes):
         return None
-    return draftings_for(kind, draft_len=draft_len, num_nodes=num_nodes, tiers=tiers)
+    return draftings_for(kind, no_spec=no_spec, draft_len=draft_len, num_nodes=num_nodes, tiers=tiers)
 
 
 def _models(target: str | None, draft: str | None) -> tuple[str, str | None]:

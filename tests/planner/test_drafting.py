@@ -52,6 +52,14 @@ def test_what_is_stated_is_all_there_is() -> None:
 
 
 @pytest.mark.parametrize(
+    "stated", [{"draft_len": 4}, {"num_nodes": 16}, {"tiers": "1,3"}, {"kind": "tree"}, {"kind": "auto"}]
+)
+def test_never_drafting_and_a_draft_do_not_go_together(stated: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="--no-spec with a kind of draft"):
+        draftings_for(**{"kind": None, "no_spec": True, **stated})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("kind", "sizes", "what"),
     [
         ("tree", {"draft_len": 4}, "--draft-kind tree"),
