@@ -14,9 +14,9 @@ _REMEDY = "run with --draft-may-fail to go on without drafts when they fail, or 
 class GuardedDrafter:
     """Checks every proposal of a drafter, and stands between its failures and the run.
 
-    Without `may_fail` a failure ends the run: our own errors as they are, all others as a ResourceFailureError. With it
-    the failure is told once, and the rest of the request is decoded without drafts, its text no less exact. A user's
-    interrupt always passes.
+    Without `may_fail` a failure ends the run as a ResourceFailureError, its text so far intact. With it the failure is
+    told once, and the rest of the request is decoded without drafts, its text no less exact. A user's interrupt always
+    passes.
     """
 
     def __init__(

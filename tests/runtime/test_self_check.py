@@ -1,6 +1,7 @@
 """A run scored again by teacher forcing (L5): right runs pass, and a single wrong token does not."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from tiny_models import FAMILIES, VOCAB_SIZE, TinyModel, copy_with_weights, plac
 from torch import Tensor
 
 import runtime
-from planner.contracts.errors import SelfCheckError
+from planner.contracts.errors import ResourceFailureError, SelfCheckError
 from planner.contracts.report import VerifyResult
 from runtime.engine import Engine
 from runtime.sampling import SamplingSettings
@@ -183,9 +184,29 @@ def test_damaged_draft_raises_instead_of_drafting_garbage(tiny_model: TinyModel,
     draft = copy_with_weights(tiny_model("llama"), tmp_path / "draft", damage)
     with (
         runtime.load(plan=placed(tiny_model("llama"), draft=draft)) as engine,
-        pytest.raises(SelfCheckError, match="NaN"),
+        pytest.raises(ResourceFailureError, match=r"the draft failed\n  why: .*NaN"),
     ):
         list(engine.generate(PROMPT, max_tokens=NUM_TOKENS))
+
+
+@pytest.mark.parametrize("may_fail", [False, True])
+def test_draft_that_is_damaged_for_a_later_token_keeps_the_text_so_far(
+    may_fail: bool, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    with runtime.load(plan=placed(tiny_model("llama"))) as engine:
+        emitted = emitted_by(engine, GREEDY)
+    position = next(n for n in range(3, NUM_TOKENS) if emitted[n] not in emitted[:n])
+
+    def damage(tensors: dict[str, Tensor]) -> None:
+        tensors["model.embed_tokens.weight"][emitted[position]] = float("nan")
+
+    draft = copy_with_weights(tiny_model("llama"), tmp_path / "draft", damage)
+    with runtime.load(plan=placed(tiny_model("llama"), draft=draft), draft_may_fail=may_fail) as engine:
+        generation = engine.generate(PROMPT, max_tokens=NUM_TOKENS)
+        with nullcontext() if may_fail else pytest.raises(ResourceFailureError, match="the draft failed"):
+            list(generation)
+        written = generation.report().generated_tokens
+    assert written == NUM_TOKENS if may_fail else 0 < written < NUM_TOKENS
 
 
 def test_damaged_row_of_the_embedding_raises_when_its_token_comes(tiny_model: TinyModel, tmp_path: Path) -> None:
