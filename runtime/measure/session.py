@@ -8,6 +8,7 @@ where even the rest is too far off, the run is rejected.
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 from planner.contracts.errors import ResourceFailureError
@@ -58,7 +59,7 @@ class Outcome:
 
 
 class Session:
-    """Takes steps group by group. `sentinel` returns seconds of a few fixed pieces of work."""
+    """Takes steps of all groups in turn. `sentinel` returns seconds of a few fixed pieces of work."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class Session:
 
         Raises: ResourceFailureError, where the machine drifted beyond use, unless forced.
         """
-        wanted = [step for group in GROUPS for step in steps if step.group == group and group in self._only]
+        wanted = _in_turn([step for step in steps if step.group in self._only])
         self._num_done, self._num_steps = 0, len(wanted)
         self._take(wanted)
         if not self._is_quick:
@@ -184,3 +185,9 @@ class Session:
                 yield f"{group}: the machine was up to {drift_frac:.1%} slower at times"
             if missing:
                 yield f"{group}: {len(missing)} of {len(names)} steps not measured for lack of time"
+
+
+def _in_turn(steps: Sequence[Step]) -> list[Step]:
+    """The first step of each group, then the second ones, so that a deadline leaves no group without any."""
+    by_group = [[step for step in steps if step.group == group] for group in GROUPS]
+    return [step for turn in zip_longest(*by_group) for step in turn if step is not None]

@@ -80,6 +80,14 @@ def test_deadline_leaves_a_note_of_what_is_missing(tmp_path: Path) -> None:
     assert not outcome.is_complete
 
 
+def test_deadline_leaves_no_group_without_any_step(tmp_path: Path) -> None:
+    bench = Bench()
+    steps = [*bench.steps("a", "b", "c"), *bench.steps("d", "e", group="compute"), *bench.steps("f", group="rounds")]
+    with session(tmp_path, bench, stop_at_s=4.0) as run:
+        run.run(steps)
+    assert bench.taken == ["a", "d", "f", "b"]
+
+
 def test_groups_left_out_are_named(tmp_path: Path) -> None:
     bench = Bench()
     journal = Journal.open(tmp_path / "a.journal", "key")
