@@ -81,17 +81,24 @@ def in_process(plan: Plan, num_tokens: int, folder: Path) -> dict[str, int]:
 
 
 def generate(plan: Plan, num_tokens: int) -> dict[str, int]:
-    """Bytes of this process: at its peak, after 32 tokens and at the end."""
+    """Bytes of this process: at its peak, after 32 tokens and at the end; and those that its report tells."""
     torch.set_num_threads(1)
     early_bytes = 0
     with load(plan=plan) as engine:
         engine.end_tokens = frozenset()
         prompt = [index % 1000 for index in range(min(PROMPT_TOKENS, plan.context_tokens - num_tokens - 1))]
-        for index, _ in enumerate(engine.generate(prompt, max_tokens=num_tokens)):
+        generation = engine.generate(prompt, max_tokens=num_tokens)
+        for index, _ in enumerate(generation):
             if index == 32:
                 early_bytes = process_bytes("VmRSS")
         after_bytes = process_bytes("VmRSS")
-    return {"peak_bytes": process_bytes("VmHWM"), "early_bytes": early_bytes, "after_bytes": after_bytes}
+        reported_bytes = generation.report().measured.total_bytes or 0
+    return {
+        "peak_bytes": process_bytes("VmHWM"),
+        "early_bytes": early_bytes,
+        "after_bytes": after_bytes,
+        "reported_bytes": reported_bytes,
+    }
 
 
 if __name__ == "__main__":
