@@ -80,8 +80,8 @@ def open_untrusted(path: Path) -> Iterator[OpenFile]:
         if not stat.S_ISREG(status.st_mode):
             raise BadInputError(
                 f"{shown(path)} is not a regular file",
-                why="a folder, a pipe or a device cannot hold part of a model",
-                remedy="point at the downloaded file itself",
+                why="it is a folder" if stat.S_ISDIR(status.st_mode) else "it is a pipe or a device",
+                remedy="name the file itself",
             )
         file = OpenFile(path=path, descriptor=descriptor, num_bytes=status.st_size)
         _refuse_placeholder(file)
