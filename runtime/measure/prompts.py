@@ -1,8 +1,9 @@
 """Texts by domain, whose beginnings a target continues while acceptance is recorded."""
 
 import json
+import random
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -49,11 +50,15 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def round_robin(prompts: Iterable[Prompt], most_per_domain: int) -> list[Prompt]:
-    """The first prompts of each domain, the domains in turn, so that a cut leaves every domain with something."""
+    """Prompts of each domain, drawn with a fixed seed, the domains in turn, so that a cut leaves a fair sample of each.
+
+    Neighbours in a file are often alike, so that its first prompts would speak for a few of its texts only.
+    """
     by_domain: dict[str, list[Prompt]] = defaultdict(list)
     for prompt in prompts:
         by_domain[prompt.domain].append(prompt)
-    columns: Sequence[Sequence[Prompt]] = [column[:most_per_domain] for column in by_domain.values()]
+    drawn = random.Random(0)
+    columns = [drawn.sample(column, min(most_per_domain, len(column))) for column in by_domain.values()]
     return [prompt for row in zip_longest(*columns) for prompt in row if prompt is not None]
 
 

@@ -20,7 +20,7 @@ from runtime.measure.prompts import Prompt, round_robin
 from runtime.measure.rounds import measure_catch_up, measure_rounds
 from runtime.measure.session import Step
 
-_MOST_PROMPTS, _QUICK_PROMPTS = 12, 3  # of each domain
+_MOST_PROMPTS, _QUICK_PROMPTS = 24, 3  # of each domain
 
 
 def all_steps(bench: Bench) -> list[Step]:

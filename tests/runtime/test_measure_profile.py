@@ -147,4 +147,15 @@ def test_plain_text_is_prompts_by_paragraph(tmp_path: Path) -> None:
 
 def test_prompts_take_turns_by_domain() -> None:
     prompts = [Prompt(domain=name[0], text=name) for name in ("a1", "a2", "a3", "b1", "c1", "c2")]
-    assert [prompt.text for prompt in round_robin(prompts, 2)] == ["a1", "b1", "c1", "a2", "c2"]
+    texts = [prompt.text for prompt in round_robin(prompts, 2)]
+    assert [text[0] for text in texts] == ["a", "b", "c", "a", "c"]
+    assert len(set(texts)) == len(texts)
+
+
+def test_prompts_are_drawn_from_the_whole_file_and_the_same_ones_again() -> None:
+    prompts = [Prompt(domain="own", text=str(place)) for place in range(100)]
+    drawn = round_robin(prompts, 10)
+    assert drawn == round_robin(prompts, 10)
+    places = sorted(int(prompt.text) for prompt in drawn)
+    assert places[0] < 25
+    assert places[5] < 75 <= places[-1]
