@@ -72,7 +72,15 @@ class UnitClass(NamedTuple):
             self.seconds(timing, num_tokens, context_tokens, load) for load in (0.0, _LOW_BYTES_PER_S, math.inf)
         )
         slope_s = (low_s - alone_s) / _LOW_BYTES_PER_S
-        return ClassTimes(alone_s, slope_s, most_s)
+        return ClassTimes(alone_s, slope_s, most_s, self._warm_frac(timing, num_tokens))
+
+    def _warm_frac(self, timing: Timing, num_tokens: float) -> float:
+        match self.kind:
+            case "layer" | "attention" | "mlp":
+                return timing.decoder_table(self.kind, self.first).warm_frac(num_tokens)
+            case "head_chunk":
+                return timing.head_warm_frac(self.num_rows, num_tokens)
+        return 1.0
 
     def wake_s(self, timing: Timing, wait_s: float) -> float:
         """Seconds that such a unit takes longer after a wait for its weights."""
@@ -80,11 +88,15 @@ class UnitClass(NamedTuple):
 
 
 class ClassTimes(NamedTuple):
-    """Seconds of a unit alone, what each byte per second of copies adds to them, and the most that it takes so."""
+    """Seconds of a unit alone, what each byte per second of copies adds to them, and the most that it takes so.
+
+    Of these it takes a share when its weights were just copied into the processor's cache.
+    """
 
     alone_s: float
     slope_s: float
     most_s: float
+    warm_frac: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,7 @@ class UnitTimes:
     alone_s_U: FloatArray
     slope_s_U: FloatArray
     most_s_U: FloatArray
+    warm_frac_U: FloatArray
 
     @classmethod
     def of(cls, classes: Sequence[ClassTimes], class_U: NDArray[np.int64]) -> Self:

@@ -126,8 +126,9 @@ class ComputeTable:
 class LoadedTable:
     """A compute table without copies beside it, and by how much each byte per second of copies slows it down.
 
-    Beside faster copies than were measured it is no slower than beside the fastest of those.
-    What only happens beside copies has no such table: then its times are as they were measured, at any load.
+    Beside faster copies than were measured it is no slower than beside the fastest of those. Where a unit was faster
+    beside copies than alone, it found its weights in the processor's cache, where copying had left them: that is told
+    apart. What only happens beside copies has no table alone: then its times are as they were measured, at any load.
     """
 
     def __init__(self, name: str, by_load: "_ByLoad") -> None:
@@ -140,6 +141,7 @@ class LoadedTable:
                     seen[num_tokens].append((load, duration_s / self._alone.at(num_tokens, context_tokens) - 1))
         self._sizes = sorted(seen)
         self._slopes = [_slope_through_origin(seen[size]) for size in self._sizes]
+        self._warm_fracs = [min(1.0, 1 + statistics.median(extra for _, extra in seen[size])) for size in self._sizes]
         self._most_loads = [max(load for load, _ in seen[size]) for size in self._sizes]
 
     def at(self, num_tokens: float, context_tokens: float, load_bytes_per_s: float = 0.0) -> float:
@@ -148,16 +150,21 @@ class LoadedTable:
 
     def factor(self, num_tokens: float, load_bytes_per_s: float) -> float:
         """By how much copies at a rate slow the unit down: in proportion to it, between the measured token counts."""
+        most = self._between(self._most_loads, num_tokens, 0.0)
+        return 1 + self._between(self._slopes, num_tokens, 0.0) * min(load_bytes_per_s, most)
+
+    def warm_frac(self, num_tokens: float) -> float:
+        """The share of its time that the unit takes when its weights were just copied; at most 1."""
+        return self._between(self._warm_fracs, num_tokens, 1.0)
+
+    def _between(self, values: Sequence[float], num_tokens: float, default: float) -> float:
         if not self._sizes:
-            return 1.0
+            return default
         right = min(bisect_left(self._sizes, num_tokens), len(self._sizes) - 1)
         left = max(0, right - 1) if self._sizes[right] > num_tokens else right
         span = self._sizes[right] - self._sizes[left]
-        share = (num_tokens - self._sizes[left]) / span if span else 0.0
-        share = max(0.0, share)
-        slope = self._slopes[left] + share * (self._slopes[right] - self._slopes[left])
-        most = self._most_loads[left] + share * (self._most_loads[right] - self._most_loads[left])
-        return 1 + slope * min(load_bytes_per_s, most)
+        share = max(0.0, (num_tokens - self._sizes[left]) / span) if span else 0.0
+        return values[left] + share * (values[right] - values[left])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,6 +259,11 @@ class Timing:
         if num_rows <= sizes[0]:
             return times_s[sizes[0]] * num_rows / sizes[0]
         return Curve("rows of the head", times_s).at(num_rows)
+
+    def head_warm_frac(self, num_rows: int, num_tokens: float) -> float:
+        """The share of its time that a chunk of the head takes when it was just copied: that of the nearest size."""
+        nearest = min(self._head_sizes("device"), key=lambda rows: abs(rows - num_rows))
+        return self._unit(_Unit("head_chunk", 0, nearest, "device")).warm_frac(num_tokens)
 
     def pass_s(self, num_tokens: float, context_tokens: float, processor: Processor = "device") -> float:
         """Seconds of a pass that belong to no unit: embedding, masks, norms."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from made_up import DISK, DRAFT, LINK, MB, NUM_LAYERS, TARGET, layer_s, model, profile, request
+from made_up import DISK, DRAFT, LINK, MB, NUM_LAYERS, TARGET, layer_s, model, profile, request, spread
 
 from planner.acceptance import chain_yield
 from planner.budget import Budget, plan_for_budget
@@ -56,6 +56,31 @@ def test_round_of_a_link_bound_plan_is_its_transfer() -> None:
     assert num_streamed == 11
     assert baseline.round_s == pytest.approx(num_streamed * 10e-3, rel=1e-3)
     assert baseline.tokens_per_s == pytest.approx(1 / baseline.round_s, rel=1e-3)
+
+
+def test_without_a_draft_model_streamed_layers_compute_as_when_just_copied() -> None:
+    warm = [
+        row.model_copy(
+            update={
+                "load_bytes_per_s": 5e9,
+                "load_link": "emulated:5GB/s",
+                "duration_s": spread(0.7 * row.duration_s.median),
+            }
+        )
+        for row in profile().compute
+        if row.unit == "layer"
+    ]
+    asked = replace(request(TIGHT, link=EmulatedLink(bytes_per_s=5e9)), draftings=(chain(2),))
+    ranking = rank(profile(compute=(*profile().compute, *warm)), asked)
+    for fingerprint, warm_frac in ((None, 0.7), (DRAFT.fingerprint, 1.0)):
+        best = ranking.best_of(fingerprint)
+        assert best is not None
+        num_residents, terms = len(best.candidate.placement.residents), best.terms
+        alone_s = layer_s(1 if fingerprint is None else 3)
+        assert 0 < num_residents < NUM_LAYERS
+        streamed_s = terms.compute_s_U[terms.is_streamed_U]
+        assert list(streamed_s) == pytest.approx([warm_frac * alone_s] * (NUM_LAYERS - num_residents))
+        assert terms.compute_s_U.sum() == pytest.approx(streamed_s.sum() + num_residents * alone_s)
 
 
 def test_tokens_per_second_are_those_of_the_replay() -> None:

@@ -83,6 +83,14 @@ def test_copies_slow_compute_down_in_proportion_to_their_rate() -> None:
     assert table.factor(4.5, 1e9) == pytest.approx(1.1)
 
 
+def test_a_unit_whose_weights_were_just_copied_may_be_faster_than_one_that_lay_cold() -> None:
+    table = LoadedTable("layer 0", {0.0: {(1, 0): 1.0, (8, 0): 2.0}, 1e9: {(1, 0): 0.7, (8, 0): 2.2}})
+    assert table.at(1, 0, 1e9) == 1.0
+    assert table.warm_frac(1) == pytest.approx(0.7)
+    assert table.warm_frac(8) == 1.0
+    assert table.at(8, 0, 1e9) == pytest.approx(2.2)
+
+
 def test_an_emulated_link_is_as_stated_and_a_disk_as_measured() -> None:
     stated = Timing(profile(), EmulatedLink(bytes_per_s=2e9, latency_s=1e-3))
     assert stated.copy_s(10 * MB) == pytest.approx(6e-3)
