@@ -15,7 +15,15 @@ from planner.contracts.performance import Performance
 from planner.contracts.plan import Device, Draft, Dtype, LinkChoice, MemorySplit, ModelRef, Plan
 from planner.contracts.quantities import format_bytes
 from planner.drafting import NO_DRAFTING, Drafting
-from planner.memory import DEFAULT_OVERHEADS, MARGIN_FRAC, Overheads, activation_bytes, step_bytes, tree_mask_bytes
+from planner.memory import (
+    DEFAULT_OVERHEADS,
+    MARGIN_FRAC,
+    Overheads,
+    activation_bytes,
+    kernel_bytes,
+    step_bytes,
+    tree_mask_bytes,
+)
 from planner.placement import (
     choose_residents,
     choose_sources,
@@ -203,9 +211,22 @@ def fixed_memory(target: ModelShape, draft: ModelShape | None, wishes: Wishes) -
         host_weights_bytes=0,
         host_embedding_bytes=0,
         host_staging_bytes=0,
-        host_overhead_bytes=overheads.host_bytes + (0 if draft is None else overheads.draft_host_bytes) + copies_bytes,
+        host_overhead_bytes=overheads.host_bytes
+        + wishes.context_tokens * overheads.round_bytes
+        + (0 if draft is None else overheads.draft_host_bytes)
+        + _kernels_bytes(draft, wishes)
+        + copies_bytes,
         host_draft_bytes=draft_bytes + draft_kv_bytes if on_host else 0,
     )
+
+
+def _kernels_bytes(draft: ModelShape | None, wishes: Wishes) -> int:
+    """Bytes of kernels for every width that passes on the CPU may have: those that verify, and over a tree's level."""
+    drafting, is_cpu = wishes.drafting, wishes.device == "cpu"
+    num_widths = drafting.num_widths if is_cpu else 0
+    if draft is not None and drafting.draft_nodes and (is_cpu or wishes.draft_on_host):
+        num_widths += drafting.pass_nodes
+    return kernel_bytes(wishes.dtype, num_widths=num_widths)
 
 
 def _tree_kv_bytes(shape: ModelShape, wishes: Wishes, num_nodes: int) -> int:

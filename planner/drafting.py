@@ -66,6 +66,11 @@ class Drafting:
         return self.num_verified if self.kind not in ("none", "chain") else 0
 
     @property
+    def num_widths(self) -> int:
+        """How many widths passes may have: a chain's lengths, and what a draft reads after each; all up to a tree's."""
+        return 2 * max(1, len(self.tiers)) if self.kind == "chain" else self.num_nodes
+
+    @property
     def draft_nodes(self) -> int:
         """Nodes that hang on the draft model's own sequence at most, while a tree is drafted."""
         return self.pass_nodes * (self.max_depth - 1) if self.kind in ("tree", "hybrid") else 0

@@ -16,6 +16,10 @@ CUDA_OVERHEAD_BYTES = 640 * 2**20  # context, kernels and library workspaces; es
 HOST_OVERHEAD_BYTES = 27 * 2**20  # on the host: kernels made for the target's shapes, tokenizer, threads
 DRAFT_HOST_OVERHEAD_BYTES = 12 * 2**20  # the same, of a draft
 MARGIN_FRAC = 0.01
+SCATTER_BYTES = 2 * 2**20  # by which runs exceed the host overhead that a profile measured (docs/LOG.md)
+DRAFT_SCATTER_BYTES = 2**20
+ROUND_RECORD_BYTES = 2**11  # that a report keeps of each round
+_WIDTH_BYTES = 2 * 2**20  # of kernels that a CPU's library makes for each width of a 16-bit pass, and keeps
 
 _FLOAT32_BYTES = 4
 _MASK_STRIDE = 16  # values, that rows of a mask are padded to
@@ -55,6 +59,11 @@ def step_bytes(shape: ModelShape, dtype: Dtype, *, pass_nodes: int, num_places: 
     return width * (num_places + shape.vocab_size) * DTYPE_BYTES[dtype]
 
 
+def kernel_bytes(dtype: Dtype, *, num_widths: int) -> int:
+    """Bytes of the kernels that passes of so many widths make on a CPU, beyond those of the first; docs/LOG.md."""
+    return num_widths * _WIDTH_BYTES if DTYPE_BYTES[dtype] == DTYPE_BYTES["bf16"] else 0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overheads:
     """Bytes that libraries and devices take beside weights: measured, or the defaults above."""
@@ -62,15 +71,23 @@ class Overheads:
     host_bytes: int = HOST_OVERHEAD_BYTES
     draft_host_bytes: int = DRAFT_HOST_OVERHEAD_BYTES
     device_bytes: int = CUDA_OVERHEAD_BYTES
+    round_bytes: int = 0  # of host memory more for each round; the default's are in host_bytes
 
     @classmethod
     def of(cls, measured: Iterable[MemoryMeasurement]) -> Self:
-        """The measured ones where they exceed the defaults: a plan never under-predicts memory."""
+        """The measured ones, with what runs scatter by: a plan never under-predicts memory.
+
+        A device's own counts only where it exceeds the default, which no run has been held against.
+        """
         found = {entry.part: entry.num_bytes for entry in measured}
+        if "host_overhead" not in found:
+            return cls()
+        draft_bytes = found.get("draft_host_overhead")
         return cls(
-            host_bytes=max(HOST_OVERHEAD_BYTES, found.get("host_overhead", 0)),
-            draft_host_bytes=max(DRAFT_HOST_OVERHEAD_BYTES, found.get("draft_host_overhead", 0)),
+            host_bytes=found["host_overhead"] + SCATTER_BYTES,
+            draft_host_bytes=DRAFT_HOST_OVERHEAD_BYTES if draft_bytes is None else draft_bytes + DRAFT_SCATTER_BYTES,
             device_bytes=max(CUDA_OVERHEAD_BYTES, found.get("device_overhead", 0)),
+            round_bytes=ROUND_RECORD_BYTES,
         )
 
 

@@ -14,8 +14,10 @@ from planner.budget import Budget, Wishes, plan_for_budget
 from planner.contracts.errors import NoFeasiblePlanError, UsageError
 from planner.contracts.model_shape import LayerShape, ModelShape, TensorGroup
 from planner.contracts.plan import CudaLink, DiskLink, Dtype, EmulatedLink, LinkChoice, NoDraft, Plan
+from planner.contracts.profile import MemoryMeasurement
 from planner.contracts.quantities import parse_bytes
-from planner.drafting import NO_DRAFTING, chain
+from planner.drafting import NO_DRAFTING, Drafting, chain
+from planner.memory import DEFAULT_OVERHEADS, Overheads
 
 MIB = 2**20
 AMPLE = 2**50
@@ -404,6 +406,32 @@ def test_over_the_disk_link_everything_comes_from_disk() -> None:
     assert {unit.source for unit in plan.units} == {"disk"}
     assert plan.staging is None
     assert plan.memory.host_bytes == plan.memory.host_overhead_bytes
+
+
+def overhead_bytes(**changes: object) -> int:
+    chosen = replace(wishes(link=DISK), **changes)  # type: ignore[arg-type]
+    return plan_for_budget(TARGET, DRAFT, budget(1024 * MIB), chosen).memory.host_overhead_bytes
+
+
+def test_each_width_that_a_16_bit_pass_on_the_cpu_may_have_counts_its_kernels() -> None:
+    tree = Drafting(kind="tree", num_nodes=16, max_depth=4, pass_nodes=4)
+    few, many = overhead_bytes(drafting=chain(4)), overhead_bytes(drafting=tree)
+    assert many - few == (16 + 4 - 2) * 2 * MIB
+    assert overhead_bytes(drafting=Drafting(kind="chain", num_nodes=4, tiers=(1, 2, 4))) - few == 2 * 2 * 2 * MIB
+    assert overhead_bytes(drafting=tree, dtype="fp32") == overhead_bytes(drafting=chain(4), dtype="fp32")
+    assert overhead_bytes(drafting=tree, link=CudaLink(), device="cuda:0") < few
+
+
+def test_measured_overhead_counts_with_what_runs_scatter_by_and_with_the_record_of_their_rounds() -> None:
+    measured = Overheads.of(
+        [
+            MemoryMeasurement(part="host_overhead", num_bytes=10 * MIB),
+            MemoryMeasurement(part="draft_host_overhead", num_bytes=MIB),
+        ]
+    )
+    records = wishes().context_tokens * 2**11
+    assert overhead_bytes(drafting=chain(4), dtype="fp32", overheads=measured) == (10 + 2 + 1 + 1) * MIB + records
+    assert Overheads.of([]) == DEFAULT_OVERHEADS
 
 
 def test_over_another_link_what_streams_lies_in_host_memory() -> None:
