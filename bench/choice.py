@@ -16,8 +16,8 @@ import torch
 
 from bench.models import print_header, print_json
 from bench.paced import paced_processor
-from bench.prediction import CALM_WAIT_S, PACED_PLACES, PLACES, paced_profile, profile_of
-from bench.settings import Pair, Sentinel, Setting, request_of, run, script, tokens_per_s
+from bench.prediction import PACED_PLACES, PLACES, profile_for
+from bench.settings import Pair, Setting, request_of, run, script, tokens_per_s
 from planner.contracts.errors import DraftstreamError
 from planner.contracts.plan import ChainDraft, Plan
 from planner.contracts.profile import Profile
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=2, help="of all plans of a setting")
     parser.add_argument("--fresh-turns", type=int, default=5, help="of the apparent best and the chosen plan")
     parser.add_argument("--most", type=int, help="only the first settings")
-    parser.add_argument("--paced", action="store_true", help="on a paced processor, with a profile measured on it")
+    parser.add_argument("--paced", action="store_true", help="on a paced processor")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print_header("the chosen plan against its neighbours" + ", paced processor" * options.paced)
@@ -86,12 +86,10 @@ def settings(*, is_paced: bool) -> list[Setting]:
 
 def regrets(options: argparse.Namespace) -> list[Regret]:
     """The regret of each setting, printed as it comes."""
-    profiles: dict[Pair, Profile] = {
-        pair: (paced_profile if options.paced else profile_of)(pair, options.models) for pair in PLACES
-    }
-    rows, sentinel = [], None if options.paced else Sentinel()
+    profiles: dict[Pair, Profile] = {pair: profile_for(pair, options.models, is_paced=options.paced) for pair in PLACES}
+    rows = []
     for setting in settings(is_paced=options.paced)[: options.most]:
-        regret = measured(setting, profiles[setting.pair], options.turns, options.fresh_turns, sentinel)
+        regret = measured(setting, profiles[setting.pair], options.turns, options.fresh_turns)
         rows.append(regret)
         print(
             f"{setting.label:52} chosen {regret.chosen:16} best {regret.best:16} gain {regret.gain_frac:+.1%} "
@@ -101,15 +99,13 @@ def regrets(options: argparse.Namespace) -> list[Regret]:
     return rows
 
 
-def measured(setting: Setting, profile: Profile, turns: int, fresh_turns: int, sentinel: Sentinel | None) -> Regret:
-    """The regret of one setting; turns start when the machine is calm, if it becomes so."""
+def measured(setting: Setting, profile: Profile, turns: int, fresh_turns: int) -> Regret:
+    """The regret of one setting."""
     request = replace(request_of(setting, profile), draftings=EVERY_CHAIN, grains=("layers",))  # residents are counted
     plans = neighbours(profile, request)
     chosen = next(iter(plans))
     gains: dict[str, list[float]] = {name: [] for name in plans}
     for turn in range(turns):
-        if sentinel is not None:
-            sentinel.wait(CALM_WAIT_S)
         for name, gain in _turn(setting, plans, chosen, seed=turn).items():
             gains[name].append(gain)
     best = max(plans, key=lambda name: statistics.median(gains[name]))

@@ -2,8 +2,8 @@
 
 The demo pair on held-out code and prose, which it writes greedily; on programs after their descriptions and on edits of
 a program in the prompt, which its logits are bent to write ("as if the target had written them", labelled "given"): the
-passes, the drafts and their times are real. Plans are the planner's best of each kind by the cached profile, and its
-own choice among all of them, and run in turn on the same prompts, where a sentinel finds the machine calm.
+passes, the drafts and their times are real. Plans are the planner's best of each kind by a profile of the pair, and its
+own choice among all of them, and run in turn on the same prompts.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from bench.models import print_header, print_json
-from bench.prediction import CALM_WAIT_S, profile_of
-from bench.settings import Sentinel, Setting, generate, request_of, tokens_per_s
+from bench.prediction import profile_for
+from bench.settings import Setting, generate, request_of, tokens_per_s
 from bench.texts import Recording, edited_texts, humaneval
 from planner.contracts.plan import Plan, Workload
 from planner.contracts.profile import Profile
@@ -106,15 +106,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     print_header("kinds of draft, live")
-    profile = profile_of("demo", options.models)
-    sentinel, rows = Sentinel(), []
+    profile = profile_for("demo", options.models)
+    rows = []
     for task in options.tasks:
-        outcomes = measured(task, profile, options, sentinel)
+        outcomes = measured(task, profile, options)
         rows += show(task, outcomes)
     print_json({"rows": rows})
 
 
-def measured(task: str, profile: Profile, options: argparse.Namespace, sentinel: Sentinel) -> list[Outcome]:
+def measured(task: str, profile: Profile, options: argparse.Namespace) -> list[Outcome]:
     """Every kind's plan on the task, in turn."""
     setting = Setting(pair="demo", link=options.link, device_memory=options.device_memory, draft_len=1, domain="")
     workload = Workload(
@@ -129,7 +129,6 @@ def measured(task: str, profile: Profile, options: argparse.Namespace, sentinel:
         order = list(plans)
         random.Random(turn).shuffle(order)
         for name in order:
-            sentinel.wait(CALM_WAIT_S)
             turns[name].append(tuple(run(task, plans[name], options.requests, turn)))
     return [Outcome(kind=name, plan=plans[name], turns=tuple(turns[name])) for name in plans]
 

@@ -1,9 +1,8 @@
 """Predicted beside measured tok/s over many short runs that no fit has seen: links, budgets, draft lengths, two pairs.
 
 The demo pair drafts for itself on held-out prompts that the profile did not record, several to a run; both pairs run
-with synthetic acceptance. Settings run in a shuffled order, so that a drift of the machine meets all alike, and a run
-counts where a sentinel before and after it says that the machine was calm: others' work is not to be predicted. With
-`--paced` the processor is paced (bench.paced), the profile is measured on it first, and no calm is waited for.
+with synthetic acceptance. The profiles are measured first; settings run in a shuffled order, so that a drift of the
+machine meets all alike, and every run counts. With `--paced` the processor is paced (bench.paced).
 """
 
 import argparse
@@ -20,18 +19,31 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+from transformers import AutoTokenizer
 
 from bench.models import print_header, print_json
 from bench.paced import paced_processor
-from bench.settings import DTYPES, Pair, Sentinel, Setting, folders, request_of, run, script, tokens_per_s, with_scripts
+from bench.settings import (
+    DEMO_WINDOW_TOKENS,
+    DTYPES,
+    PROMPT_TOKENS,
+    Pair,
+    Setting,
+    demo_windows,
+    folders,
+    request_of,
+    run,
+    script,
+    tokens_per_s,
+    with_scripts,
+)
 from planner.contracts.performance import Performance
 from planner.contracts.plan import Plan
 from planner.contracts.profile import Profile
 from planner.contracts.report import Report
 from planner.search import plan_of, rank
-from profiles import heldout_texts
-from runtime.measure.cache import find_profile, profile_path
-from runtime.measure.profile import ProfileOptions, measure_profile, profile_key
+from planner.uncertainty import calibrated, prior
+from runtime.measure.profile import ProfileOptions, measure_profile
 from runtime.measure.prompts import Prompt
 from runtime.measure.session import GROUPS
 
@@ -43,8 +55,7 @@ PACED_PLACES: dict[Pair, tuple[tuple[str, ...], tuple[str, ...]]] = {  # as much
     "demo": (("disk:cached", "emulated:300MB/s", "emulated:600MB/s", "emulated:1500MB/s"), ("13MiB", "25MiB")),
     "random": (("disk:cached", "emulated:0.75GB/s", "emulated:1.5GB/s", "emulated:3GB/s"), ("200MiB", "400MiB")),
 }
-PACED_PROFILE_S, PROFILE_TOKENS = 330.0, 96
-MOST_ATTEMPTS, CALM_WAIT_S = 3, 60.0
+PROFILE_S: dict[Pair, float] = {"demo": 900.0, "random": 330.0}
 PROBABILITIES = (0.6, 0.8)
 SCRIPTS: dict[Pair, tuple[tuple[int, float], ...]] = {  # draft length, probability of a match
     "demo": tuple(product((2, 4, 8), PROBABILITIES)),
@@ -92,7 +103,8 @@ def main() -> None:
     parser.add_argument("--most", type=int, help="run only so many settings, drawn at random")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write each report as one line of JSON")
-    parser.add_argument("--paced", action="store_true", help="on a paced processor, with a profile measured on it")
+    parser.add_argument("--calibrate", type=Path, help="correct predictions by an earlier run's --out")
+    parser.add_argument("--paced", action="store_true", help="on a paced processor")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print_header("predicted beside measured" + ", paced processor" * options.paced)
@@ -107,18 +119,14 @@ def main() -> None:
 def measured(options: argparse.Namespace) -> list[Outcome]:
     """The outcomes of all settings, each printed as it comes."""
     pairs: dict[Pair, Profile] = {
-        pair: (paced_profile if options.paced else profile_of)(pair, options.models) for pair in options.pairs
+        pair: profile_for(pair, options.models, is_paced=options.paced) for pair in options.pairs
     }
     settings = [setting for pair in pairs for setting in grid(pair, is_paced=options.paced)]
     random.Random(options.seed).shuffle(settings)
+    logged = [] if options.calibrate is None else _read_reports(options.calibrate)
     outcomes = []
-    sentinel = None if options.paced else Sentinel()
     for index, setting in enumerate(settings[: options.most]):
-        seed = options.seed * 1000 + index
-        outcome = undisturbed(setting, pairs[setting.pair], seed, sentinel)
-        if outcome is None:
-            print(f"{setting.label:52} left out: the machine was busy with others", flush=True)
-            continue
+        outcome = outcome_of(setting, pairs[setting.pair], logged, options.seed * 1000 + index)
         outcomes.append(outcome)
         print(_line(outcome), flush=True)
         if options.out is not None:
@@ -127,41 +135,38 @@ def measured(options: argparse.Namespace) -> list[Outcome]:
     return outcomes
 
 
-def profile_of(pair: Pair, models: Path) -> Profile:
-    """The cached profile of a pair, measured beforehand, with synthetic acceptance beside what it recorded."""
-    target, draft = folders(pair, models)
-    dtype = DTYPES[pair]
-    key = profile_key(target, [draft], dtype=dtype)
-    without_acceptance = profile_path(key, "partial")  # the random pair's is scripted
-    profile = Profile.read(without_acceptance) if without_acceptance.exists() else find_profile(key)
-    if profile is None:
-        raise SystemExit(f"measure first: planner profile {target} --draft {draft} --dtype {dtype} --threads 1")
-    return with_scripts(profile, PROBABILITIES)
+def profile_for(pair: Pair, models: Path, *, is_paced: bool = False) -> Profile:
+    """The pair's profile as this process runs it, with synthetic acceptance beside what it recorded.
 
-
-def paced_profile(pair: Pair, models: Path) -> Profile:
-    """The pair's profile as this process runs it; kept beside the bench's models, where no command finds it."""
-    kept = models / f"paced-profile-{pair}.json"
+    Measured once and kept beside the bench's models, where no command finds it. The demo pair's texts are windows of
+    the held-out texts, as those that runs continue are, but of other files.
+    """
+    kept = models / f"{'paced-' * is_paced}profile-{pair}.json"
     if not kept.exists():
         target, draft = folders(pair, models)
         is_demo = pair == "demo"
         options = ProfileOptions(
             dtype=DTYPES[pair],
-            links=PACED_PLACES[pair][0][1:],
+            links=(PACED_PLACES if is_paced else PLACES)[pair][0][1:],
             num_threads=1,
             context_tokens=512,
-            prompt_tokens=PROFILE_TOKENS,
-            new_tokens=PROFILE_TOKENS,
-            only=GROUPS if is_demo else ("links", "compute", "rounds"),
-            max_seconds=PACED_PROFILE_S,
+            prompt_tokens=PROMPT_TOKENS,
+            new_tokens=DEMO_WINDOW_TOKENS - PROMPT_TOKENS,
+            only=GROUPS if is_demo else ("links", "compute", "rounds", "memory"),
+            max_seconds=PROFILE_S[pair],
             is_forced=True,
             is_fresh=True,
             out=kept,
         )
-        prompts = [Prompt(domain=entry.domain, text=entry.text) for entry in heldout_texts("profile")]
         with tempfile.TemporaryDirectory() as cache, patch.dict(os.environ, DRAFTSTREAM_CACHE=cache):
-            measure_profile(target, [draft], options, prompts if is_demo else [])
+            measure_profile(target, [draft], options, _prompts(target) if is_demo else [])
     return with_scripts(Profile.read(kept), PROBABILITIES)
+
+
+def _prompts(target: Path) -> list[Prompt]:
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    windows = demo_windows("profile", tokenizer.encode)
+    return [Prompt(domain=domain, text=tokenizer.decode(tokens[:PROMPT_TOKENS])) for domain, tokens in windows]
 
 
 def grid(pair: Pair, *, is_paced: bool) -> list[Setting]:
@@ -182,26 +187,25 @@ def grid(pair: Pair, *, is_paced: bool) -> list[Setting]:
     return settings
 
 
-def undisturbed(setting: Setting, profile: Profile, seed: int, sentinel: Sentinel | None) -> Outcome | None:
-    """The outcome of a run before and after which the machine was calm; None where there was none in time."""
-    if sentinel is None:
-        return outcome_of(setting, profile, seed)
-    for attempt in range(MOST_ATTEMPTS):
-        if not sentinel.wait(CALM_WAIT_S):
-            continue
-        outcome = outcome_of(setting, profile, seed + attempt * 100_000)
-        if sentinel.is_calm():
-            return outcome
-    return None
-
-
-def outcome_of(setting: Setting, profile: Profile, seed: int) -> Outcome:
-    """Plan the setting by the profile, and run it."""
+def outcome_of(setting: Setting, profile: Profile, logged: Sequence[Report], seed: int) -> Outcome:
+    """Plan the setting by the profile and by logged runs, and run it."""
     request = replace(request_of(setting, profile), grains=("layers",))  # paced parts would wait within their time
+    link = request.wishes.link
+    alike = [
+        report
+        for report in logged
+        if report.target.fingerprint == profile.target.fingerprint and report.plan.link.kind == link.kind
+    ]
+    if alike:  # as `planner recommend --calibrate` does
+        request = replace(request, error=calibrated(prior(profile, link), alike))
     score = rank(profile, request).best_of(profile.drafts[0].fingerprint if setting.draft_len else None)
     assert score is not None, f"{setting.label} does not fit"
     plan, _ = plan_of(profile, request, score)
     return Outcome(setting=setting, plan=plan, reports=tuple(run(setting, plan, seed)))
+
+
+def _read_reports(path: Path) -> list[Report]:
+    return [Report.model_validate_json(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def summary(name: str, outcomes: Sequence[Outcome]) -> dict[str, float]:

@@ -5,8 +5,6 @@ synthetic: its draft runs and costs its time, but what it proposes is overridden
 """
 
 import random
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -15,7 +13,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
 
 from bench.models import DECISIVE, DECISIVE_DRAFT, make_checkpoint, successor
 from planner.contracts.link_text import parse_link
@@ -24,7 +21,7 @@ from planner.contracts.profile import AcceptanceRecording, Profile
 from planner.contracts.report import Report
 from planner.drafting import chain
 from planner.search import Request, request_for
-from profiles import demo_folder, heldout_texts
+from profiles import HeldoutPart, demo_folder, heldout_texts
 from runtime.api import Limits, budget_for, load, make_plan
 from runtime.draft import ChainDrafter
 from runtime.engine import Engine
@@ -34,8 +31,8 @@ DTYPES: dict[Pair, Dtype] = {"demo": "fp32", "random": "bf16"}  # fp32 writes th
 
 _NUM_RECORDED, _NUM_RECORDED_TOKENS = 64, 1024  # prompts of synthetic acceptance
 _NUM_SCRIPTED_DRAWS = 4  # of prompts whose text the target has to write before it can be scripted
-_CALM = 1.12  # times the best that a piece of work took: beyond, somebody else is at work
-_DEMO_WINDOW_TOKENS = 224  # of prompt and text: the demo pair is good for 256
+PROMPT_TOKENS = 64
+DEMO_WINDOW_TOKENS = 224  # of prompt and text: the demo pair is good for 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +45,7 @@ class Setting:
     draft_len: int
     domain: str
     probability: float | None = None
-    prompt_tokens: int = 64
+    prompt_tokens: int = PROMPT_TOKENS
     new_tokens: int = 256
     num_requests: int = 1
 
@@ -96,38 +93,6 @@ class ScriptedDrafter(ChainDrafter):
         right = self._right_token(position, last_token) % self._num_tokens
         is_match = random.Random(f"{self._seed} {position}").random() < self._probability
         return right if is_match else (right + 1) % self._num_tokens
-
-
-class Sentinel:
-    """Times one small piece of work again and again: what the machine's other users leave of a core."""
-
-    def __init__(self) -> None:
-        self._model = AutoModelForCausalLM.from_pretrained(demo_folder("draft"), dtype=torch.bfloat16).eval()
-        self.best_s = min(self.seconds() for _ in range(20))
-
-    @torch.inference_mode()
-    def seconds(self) -> float:
-        """Seconds of 60 passes of the demo draft."""
-        tokens = torch.ones(1, 1, dtype=torch.long)
-        start_s = time.perf_counter()
-        for _ in range(60):
-            self._model(tokens, use_cache=False)
-        return time.perf_counter() - start_s
-
-    def is_calm(self) -> bool:
-        """Whether the work takes about as long as it ever did."""
-        now_s = statistics.median(self.seconds() for _ in range(5))
-        self.best_s = min(self.best_s, now_s)
-        return now_s <= _CALM * self.best_s
-
-    def wait(self, most_s: float) -> bool:
-        """Wait for calm, at most so long; whether it came."""
-        stop_s = time.monotonic() + most_s
-        while not self.is_calm():
-            if time.monotonic() > stop_s:
-                return False
-            time.sleep(2)
-        return True
 
 
 def folders(pair: Pair, models: Path) -> tuple[Path, Path]:
@@ -229,9 +194,21 @@ def _prompts(setting: Setting, engine: Engine, seed: int) -> list[list[int]]:
         starts = range(seed, seed + setting.num_requests)
         return [[(start + place) % vocab_size for place in range(setting.prompt_tokens)] for start in starts]
     is_any = setting.probability is not None or not setting.domain
-    texts = [entry.text for entry in heldout_texts("evaluation") if is_any or setting.domain == entry.domain]
-    encoded = [engine.tokenizer.encode(text) for text in texts]
-    size = _DEMO_WINDOW_TOKENS
-    windows = [tokens[start : start + size] for tokens in encoded for start in range(0, len(tokens) - size + 1, size)]
+    windows = [
+        tokens
+        for domain, tokens in demo_windows("evaluation", engine.tokenizer.encode)
+        if is_any or setting.domain == domain
+    ]
     drawn = random.Random(seed % _NUM_SCRIPTED_DRAWS if setting.probability is not None else seed)
     return [tokens[: setting.prompt_tokens] for tokens in drawn.sample(windows, setting.num_requests)]
+
+
+def demo_windows(part: HeldoutPart, encode: Callable[[str], list[int]]) -> list[tuple[str, list[int]]]:
+    """The held-out texts cut into windows that the demo pair is good for, each with its domain."""
+    size = DEMO_WINDOW_TOKENS
+    encoded = [(entry.domain, encode(entry.text)) for entry in heldout_texts(part)]
+    return [
+        (domain, tokens[start : start + size])
+        for domain, tokens in encoded
+        for start in range(0, len(tokens) - size + 1, size)
+    ]
