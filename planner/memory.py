@@ -80,13 +80,14 @@ class Overheads:
         A device's own counts only where it exceeds the default, which no run has been held against.
         """
         found = {entry.part: entry.num_bytes for entry in measured}
+        device_bytes = max(CUDA_OVERHEAD_BYTES, found.get("device_overhead", 0))
         if "host_overhead" not in found:
-            return cls()
+            return cls(device_bytes=device_bytes)
         draft_bytes = found.get("draft_host_overhead")
         return cls(
             host_bytes=found["host_overhead"] + SCATTER_BYTES,
             draft_host_bytes=DRAFT_HOST_OVERHEAD_BYTES if draft_bytes is None else draft_bytes + DRAFT_SCATTER_BYTES,
-            device_bytes=max(CUDA_OVERHEAD_BYTES, found.get("device_overhead", 0)),
+            device_bytes=device_bytes,
             round_bytes=ROUND_RECORD_BYTES,
         )
 

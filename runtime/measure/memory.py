@@ -1,6 +1,6 @@
 """Bytes that process and device take beside what a plan counts exactly: a small real plan, run in a process of its own.
 
-`python -m runtime.measure.memory PLAN` runs a plan and prints the peaks; it is this module's own other half.
+`python -m runtime.measure.memory PLAN THREADS` runs a plan and prints the peaks; it is this module's own other half.
 """
 
 import json
@@ -73,7 +73,7 @@ def _run_at_once(plans: Sequence[Plan]) -> list[dict[str, int]]:
             plan.write(path)
             processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", __spec__.name, str(path)],
+                    [sys.executable, "-m", __spec__.name, str(path), str(torch.get_num_threads())],
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -109,9 +109,9 @@ def _overheads(plan: Plan, peaks: dict[str, int]) -> dict[str, int]:
     return {"host": max(0, peaks["host"] - host_bytes), "device": max(0, peaks["device"] - device_bytes)}
 
 
-def _run(plan: Plan) -> dict[str, int]:
-    """Peaks of a run over the widest prefill pass of the plan and some rounds after it, on one compute thread."""
-    torch.set_num_threads(1)
+def _run(plan: Plan, num_threads: int) -> dict[str, int]:
+    """Peaks of a run over the widest prefill pass of the plan and some rounds after it, on so many compute threads."""
+    torch.set_num_threads(num_threads)
     with load(plan=plan) as engine:
         engine.end_tokens = frozenset()
         vocab_size = engine.target.streamed.vocab_size
@@ -127,4 +127,4 @@ def _run(plan: Plan) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(_run(Plan.read(Path(sys.argv[1])))) + os.linesep)
+    sys.stdout.write(json.dumps(_run(Plan.read(Path(sys.argv[1])), int(sys.argv[2]))) + os.linesep)

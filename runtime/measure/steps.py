@@ -140,7 +140,8 @@ def _memory_steps(bench: Bench) -> Iterator[Step]:
 
 
 def _memory(subject: Subject) -> Findings:
-    draft = subject.draft_names[0] if subject.draft_names else None
+    drafts = zip(subject.draft_names, subject.draft_shapes, strict=True)
+    draft, _ = max(drafts, key=lambda draft: draft[1].weights_bytes(subject.dtype), default=(None, None))
     most_tokens = subject.target_shape.max_context_tokens
     return Findings(
         memory=tuple(measure_memory(subject.target_name, draft, subject.dtype, subject.own_link, most_tokens))

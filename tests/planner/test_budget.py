@@ -432,6 +432,8 @@ def test_measured_overhead_counts_with_what_runs_scatter_by_and_with_the_record_
     records = wishes().context_tokens * 2**11
     assert overhead_bytes(drafting=chain(4), dtype="fp32", overheads=measured) == (10 + 2 + 1 + 1) * MIB + records
     assert Overheads.of([]) == DEFAULT_OVERHEADS
+    on_device = MemoryMeasurement(part="device_overhead", num_bytes=900 * MIB)
+    assert Overheads.of([on_device]) == replace(DEFAULT_OVERHEADS, device_bytes=900 * MIB)
 
 
 def test_over_another_link_what_streams_lies_in_host_memory() -> None:

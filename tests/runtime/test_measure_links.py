@@ -1,5 +1,6 @@
 """Copies are measured through the runtime's own links, at the sizes that plans copy."""
 
+import subprocess
 import threading
 from pathlib import Path
 
@@ -80,3 +81,27 @@ def test_overheads_of_real_runs_are_some_megabytes(tiny_model: TinyModel) -> Non
     found = {entry.part: entry.num_bytes for entry in measure_memory(folder, folder, "fp32", DiskLink(), 512)}
     assert set(found) == {"host_overhead", "draft_host_overhead"}
     assert 2**20 < found["host_overhead"] < 2**28
+
+
+def test_overheads_are_those_of_as_many_threads_as_the_profile_computes_on(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[list[str]] = []
+
+    class Process:
+        returncode = 0
+
+        def __init__(self, command: list[str], **_: object) -> None:
+            started.append(command)
+
+        def communicate(self) -> tuple[str, str]:
+            return '{"total": 0}', ""
+
+        def kill(self) -> None: ...
+
+        def wait(self) -> None: ...
+
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    measure_memory(str(tiny_model("llama")), None, "fp32", DiskLink(), 512)
+    assert [command[-1] for command in started] == ["5"]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from planner.cli.profile import profile as profile_command
 from planner.contracts.errors import BadInputError, ResourceFailureError, UsageError
-from planner.contracts.profile import Profile
+from planner.contracts.profile import MemoryMeasurement, Profile
 from runtime.measure.cache import find_profile, profile_path
 from runtime.measure.profile import ProfileOptions, measure_profile, profile_key, stored_path
 from runtime.measure.prompts import Prompt, read_prompts, round_robin
@@ -159,3 +159,20 @@ def test_prompts_are_drawn_from_the_whole_file_and_the_same_ones_again() -> None
     places = sorted(int(prompt.text) for prompt in drawn)
     assert places[0] < 25
     assert places[5] < 75 <= places[-1]
+
+
+def test_memory_is_measured_with_the_largest_draft(tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafts = [tiny_model("llama"), tiny_model("mixtral")]
+    sizes = [(draft / "model.safetensors").stat().st_size for draft in drafts]
+    asked: list[str] = []
+
+    def measure(_target: str, draft: str, *_: object) -> list[MemoryMeasurement]:
+        asked.append(draft)
+        return [MemoryMeasurement(part="host_overhead", num_bytes=1)]
+
+    monkeypatch.setattr("runtime.measure.steps.measure_memory", measure)
+    options = quick(is_quick=False, is_fresh=True, only=("memory",))
+    for order in (drafts, drafts[::-1]):
+        measure_profile(tiny_model("llama", seed=1), order, options, [])
+    assert sizes[0] < sizes[1]
+    assert asked == [str(drafts[1])] * 2
