@@ -82,9 +82,9 @@ class UnitClass(NamedTuple):
                 return timing.head_warm_frac(self.num_rows, num_tokens)
         return 1.0
 
-    def wake_s(self, timing: Timing, wait_s: float) -> float:
+    def wake_s(self, timing: Timing, wait_s: float, *, is_warm: bool) -> float:
         """Seconds that such a unit takes longer after a wait for its weights."""
-        return timing.wake_s(self.kind, self.first, self.num_rows, wait_s)
+        return timing.wake_s(self.kind, self.first, self.num_rows, wait_s, is_warm=is_warm)
 
 
 class ClassTimes(NamedTuple):
@@ -160,12 +160,14 @@ class PlacedUnits:
             ),
         )
 
-    def wakes_s(self, timing: Timing, waiting_s: float) -> FloatArray:
+    def wakes_s(self, timing: Timing, waiting_s: float, *, is_warm: bool) -> FloatArray:
         """Seconds that each unit takes longer, where the streamed ones are waited for so long in all."""
         num_streamed = int(self.is_streamed_U.sum())
         if waiting_s <= 0 or not num_streamed:
             return np.zeros(len(self.units))
-        of_class = np.array([of_units.wake_s(timing, waiting_s / num_streamed) for of_units in self.classes])
+        of_class = np.array(
+            [of_units.wake_s(timing, waiting_s / num_streamed, is_warm=is_warm) for of_units in self.classes]
+        )
         wakes_s: FloatArray = np.where(self.is_streamed_U, of_class[self.class_U], 0.0)
         return wakes_s
 

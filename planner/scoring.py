@@ -138,10 +138,12 @@ class Scorer:
         lanes_s = max(transfers_s, float(times.alone_s_U.sum()) + draft_s + host_s)
         load = placed.streamed_bytes / lanes_s
         compute_s_U = times.beside(load)
-        if not candidate.drafting.has_model:  # whose passes leave nothing in the processor's cache
+        is_warm = not candidate.drafting.has_model  # whose passes leave nothing in the processor's cache
+        if is_warm:
             compute_s_U[placed.is_streamed_U] *= times.warm_frac_U[placed.is_streamed_U]
         compute_s_U[placed.is_streamed_U] += self.timing.edge_s(load)
-        compute_s_U += placed.wakes_s(self.timing, lanes_s - float(compute_s_U.sum()) - draft_s - host_s)
+        waiting_s = lanes_s - float(compute_s_U.sum()) - draft_s - host_s
+        compute_s_U += placed.wakes_s(self.timing, waiting_s, is_warm=is_warm)
         draft_s = self._draft_s(candidate, tokens, load)
         duty = min(1.0, (float(compute_s_U.sum()) + draft_s + host_s) / lanes_s)
         of_pass, factors = placed.pass_terms(compute_s_U, duty), self._factors

@@ -186,7 +186,7 @@ class Timing:
             self._links[entry.link, entry.loaded][entry.num_bytes] = entry.duration_s.median
         self._waited = waited_rows(profile)
         self._units = _by_load(_beside(beside_copies(profile.compute, self._waited), link), _unit_of)
-        self._waits: dict[_Unit, Waits] = {}
+        self._waits: dict[tuple[_Unit, bool], Waits] = {}
         self._drafts = _by_load(
             _beside(profile.draft_passes, link),
             lambda entry: (entry.fingerprint, entry.processor, entry.is_first, entry.is_tree_level),
@@ -223,10 +223,11 @@ class Timing:
         """The table of a layer or of a part of one; the attention's counts the layer's norms and sums too."""
         return self._unit(_Unit(kind, self.first_alike[index], None, processor))
 
-    def wake_s(self, kind: UnitKind, index: int, num_rows: int, wait_s: float) -> float:
+    def wake_s(self, kind: UnitKind, index: int, num_rows: int, wait_s: float, *, is_warm: bool = False) -> float:
         """Seconds that a unit takes longer after a wait for its weights; 0 where that was not told apart.
 
         A part of a layer takes as much as the layer, and head chunks as those of the nearest size that was measured.
+        Longer than without copies, or where `is_warm` than with its weights still in the processor's cache.
         """
         of_layer = "layer" if kind in DECODER_KINDS else kind
         alike = [found for found in self._waited if (found.row.unit, found.row.index) == (of_layer, index)]
@@ -235,10 +236,15 @@ class Timing:
         nearest = min((found.row.num_rows or 0 for found in alike), key=lambda rows: abs(rows - num_rows))
         alike = [found for found in alike if (found.row.num_rows or 0) == nearest]
         unit = _unit_of(alike[0].row)
-        if unit not in self._waits:
+        if (unit, is_warm) not in self._waits:
             table = self._unit(unit)
-            self._waits[unit] = Waits.of(alike, lambda row: table.at(row.num_tokens, row.context_tokens))
-        return self._waits[unit].at(wait_s)
+
+            def without_wait_s(row: ComputeMeasurement) -> float:
+                warm_frac = table.warm_frac(row.num_tokens) if is_warm else 1.0
+                return table.at(row.num_tokens, row.context_tokens) * warm_frac
+
+            self._waits[unit, is_warm] = Waits.of(alike, without_wait_s)
+        return self._waits[unit, is_warm].at(wait_s)
 
     @property
     def has_parts(self) -> bool:

@@ -1,5 +1,6 @@
 """What a wait for weights adds to the unit after it, told apart from what copies cost by their rate."""
 
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -40,6 +41,20 @@ def streamed_s(bytes_per_s: float) -> list[float]:
 def test_over_the_link_it_was_measured_beside_a_unit_takes_what_it_took() -> None:
     # A round waits 100 - 2 ms for each layer, and somewhat less for the work of the residents: 95 ms and more.
     assert streamed_s(1e8) == pytest.approx([layer_s(1) + EXTRA_S] * len(streamed_s(1e8)), rel=0.05)
+
+
+def test_over_that_link_it_does_so_too_where_others_leave_weights_in_the_cache() -> None:
+    warm = [
+        row.model_copy(update={"load_bytes_per_s": 5e9, "load_link": "emulated:5GB/s", "duration_s": spread(1e-3)})
+        for row in profile().compute
+        if row.unit == "layer" and row.num_tokens == 1
+    ]
+    made = waited()
+    timing = Timing(made.model_copy(update={"compute": (*made.compute, *warm)}), EmulatedLink(bytes_per_s=2e8))
+    assert timing.wake_s("layer", 0, 0, 1.0) == pytest.approx(EXTRA_S)
+    # One token takes half as long when warm, and so do more of them, none being measured.
+    saved_s = statistics.median(layer_s(count) / 2 for count in TOKENS[:-1])
+    assert timing.wake_s("layer", 0, 0, 1.0, is_warm=True) == pytest.approx(EXTRA_S + saved_s)
 
 
 def test_over_faster_links_waits_are_shorter_and_so_is_what_they_cost() -> None:
