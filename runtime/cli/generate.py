@@ -8,6 +8,7 @@ import typer
 
 from planner.contracts.errors import BadInputError, SelfCheckError, UsageError
 from planner.contracts.plan import Plan
+from planner.contracts.quantities import format_bytes
 from runtime.cli.page import prepare_page, write_run_page
 from runtime.statistics import show_statistics
 
@@ -43,11 +44,15 @@ def generate(
     draft_tree: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Nodes of a tree, a hybrid or of n-grams in a round.")
     ] = None,
+    draft_static: Annotated[
+        bool, typer.Option("--draft-static", help="A tree of one shape for every round, the best by the profile.")
+    ] = False,
     draft_tiers: Annotated[
         str | None, typer.Option(help="A chain whose length each round picks from these, such as 1,3,7,15.")
     ] = None,
     ngram_corpus: Annotated[
-        list[Path] | None, typer.Option(help="A text file for n-grams to copy from, too; may be given several times.")
+        list[Path] | None,
+        typer.Option(help="A text file for n-grams to copy from, too; may be given several times, the newest last."),
     ] = None,
     draft_may_fail: Annotated[
         bool, typer.Option("--draft-may-fail", help="Go on without the draft where it fails; else the run ends.")
@@ -110,6 +115,7 @@ def generate(
             "--draft-len": draft_len,
             "--draft-kind": draft_kind,
             "--draft-tree": draft_tree,
+            "--draft-static": draft_static or None,
             "--draft-tiers": draft_tiers,
             "--ctx-size": ctx_size,
             "--profile": profile,
@@ -129,7 +135,7 @@ def generate(
 
     from planner.console import ending_in_order
     from runtime.api import Limits, corpus_texts, load, prompt_tokens
-    from runtime.draft.corpus import num_corpus_tokens
+    from runtime.draft.corpus import num_bytes_left_out, num_corpus_tokens
     from runtime.engine import check_prompt_fits
     from runtime.sampling import SamplingSettings
     from runtime.status_line import shown_status
@@ -150,7 +156,7 @@ def generate(
                 target=target,
                 draft=None if no_spec or draft_kind == "none" else draft,
                 no_spec=no_spec or draft_kind == "none",
-                draftings=_draftings(draft_kind, no_spec, draft_len, draft_tree, draft_tiers),
+                draftings=_draftings(draft_kind, no_spec, draft_len, draft_tree, draft_tiers, draft_static),
                 profile=profile,
                 context_tokens=ctx_size,
                 prompt_tokens=len(tokens),
@@ -175,6 +181,9 @@ def generate(
             f"--ngram-corpus is not used: the plan drafts with kind {settled.draft.kind} "
             "(--draft-kind hybrid or ngram copies from it)\n"
         )
+    left_out_bytes = num_bytes_left_out(ngram_corpus or ())
+    if left_out_bytes:
+        sys.stderr.write(f"--ngram-corpus: the oldest {format_bytes(left_out_bytes)} are left out: 16 MiB are kept\n")
     tracer = None if trace is None and html is None else Trace()
     with load(plan=settled, trace=tracer, ngram_corpus=ngram_corpus or (), draft_may_fail=draft_may_fail) as engine:
         generation = engine.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop or (), verify=verify)
@@ -202,15 +211,17 @@ def generate(
 
 
 def _draftings(
-    kind: str | None, no_spec: bool, draft_len: int | None, num_nodes: int | None, tiers: str | None
+    kind: str | None, no_spec: bool, draft_len: int | None, num_nodes: int | None, tiers: str | None, is_static: bool
 ) -> "tuple[Drafting, ...] | None":
     """What the planner may choose among; None where nothing was stated."""
     from planner.drafting import draftings_for
 
     sizes = (draft_len, num_nodes, tiers)
-    if kind in (None, "auto") and all(size is None for size in sizes):
+    if kind in (None, "auto") and all(size is None for size in sizes) and not is_static:
         return None
-    return draftings_for(kind, no_spec=no_spec, draft_len=draft_len, num_nodes=num_nodes, tiers=tiers)
+    return draftings_for(
+        kind, no_spec=no_spec, draft_len=draft_len, num_nodes=num_nodes, tiers=tiers, is_static=is_static
+    )
 
 
 def _models(target: str | None, draft: str | None) -> tuple[str, str | None]:

@@ -13,22 +13,33 @@ from planner.contracts.untrusted_files import open_untrusted, shown
 from runtime.draft.automaton import SEPARATOR, SuffixAutomaton
 
 MOST_CORPUS_BYTES = 16 * 2**20
+_MOST_CHARACTER_BYTES = 4  # of UTF-8; all but the first begin with the bits 10
 
 
 def read_texts(
     paths: Sequence[Path], encode: Callable[[str], Sequence[int]], most_bytes: int = MOST_CORPUS_BYTES
 ) -> list[Sequence[int]]:
-    """The tokens of each of these UTF-8 files, which together have at most `most_bytes`.
+    """The tokens of each of these UTF-8 files, the oldest first; beyond `most_bytes` the oldest text is left out.
 
-    Raises: BadInputError, naming the first file that cannot be read, is empty, is no text, or is one too many.
+    Raises: BadInputError, naming a file that cannot be read, is empty, or is no text.
     """
     texts: list[Sequence[int]] = []
     num_bytes_left = most_bytes
+    for path in reversed(paths):
+        text, num_bytes = _text(path, num_bytes_left)
+        num_bytes_left = max(0, num_bytes_left - num_bytes)
+        if text:
+            texts.append(array("i", encode(text)))
+    return texts[::-1]
+
+
+def num_bytes_left_out(paths: Sequence[Path], most_bytes: int = MOST_CORPUS_BYTES) -> int:
+    """Bytes of the oldest text for which these files are too large together. Raises: BadInputError."""
+    num_bytes = 0
     for path in paths:
-        content = _content(path, num_bytes_left, most_bytes)
-        num_bytes_left -= len(content)
-        texts.append(array("i", encode(_decoded(path, content))))
-    return texts
+        with open_untrusted(path) as file:
+            num_bytes += file.num_bytes
+    return max(0, num_bytes - most_bytes)
 
 
 def num_corpus_tokens(texts: Sequence[Sequence[int]]) -> int:
@@ -82,36 +93,32 @@ class Corpus:
         return cls(read_texts(paths, encode, most_bytes))
 
 
-def _content(path: Path, num_bytes_left: int, most_bytes: int) -> bytes:
+def _text(path: Path, most_bytes: int) -> tuple[str, int]:
+    """The last `most_bytes` of a file, from the start of a character on, and how large the file is."""
     with open_untrusted(path) as file:
-        if file.num_bytes > num_bytes_left:
-            raise BadInputError(
-                f"{shown(path)} is too large for a corpus",
-                why=f"it has {file.num_bytes:,} bytes, and {num_bytes_left:,} of {most_bytes:,} are left",
-                remedy="give fewer files, or only the parts that the output is likely to repeat",
-            )
-        return file.read(file.num_bytes, offset_bytes=0)
-
-
-def _decoded(path: Path, content: bytes) -> str:
+        skipped = max(0, file.num_bytes - most_bytes)
+        content = file.read(file.num_bytes - skipped, offset_bytes=skipped)
+    if skipped:
+        within = next((index for index, byte in enumerate(content[:_MOST_CHARACTER_BYTES]) if byte >> 6 != 0b10), 0)
+        skipped, content = skipped + within, content[within:]
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadInputError(
             f"{shown(path)} is not UTF-8 text",
-            why=f"byte {error.start:,} does not continue the text",
+            why=f"byte {skipped + error.start:,} does not continue the text",
             remedy="give a text file, or convert this one to UTF-8",
         ) from error
     if "\0" in text:
         raise BadInputError(
             f"{shown(path)} is not a text file",
-            why=f"it holds a NUL byte, at {content.index(0):,}",
+            why=f"it holds a NUL byte, at {skipped + content.index(0):,}",
             remedy="give source code, notes or other plain text",
         )
-    if not text.strip():
+    if not skipped and not text.strip():
         raise BadInputError(
             f"{shown(path)} is empty",
             why="nothing in it could be drafted from",
             remedy="leave it out, or check that it was written completely",
         )
-    return text
+    return text, file.num_bytes

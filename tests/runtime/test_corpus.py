@@ -10,7 +10,7 @@ import pytest
 from planner.contracts.copied_text import CORPUS_TOKEN_BYTES
 from planner.contracts.errors import BadInputError
 from runtime.draft.automaton import NO_MATCH, SEPARATOR
-from runtime.draft.corpus import Corpus
+from runtime.draft.corpus import Corpus, num_bytes_left_out, read_texts
 
 
 def letters(text: str) -> list[int]:
@@ -47,13 +47,21 @@ def test_no_text_takes_more_memory_than_a_plan_counts(num_letters: int) -> None:
     assert num_bytes <= CORPUS_TOKEN_BYTES * corpus.num_tokens
 
 
-def test_limit_holds_for_all_files_together(tmp_path: Path) -> None:
-    for name in ("a.txt", "b.txt"):
-        (tmp_path / name).write_text("0123456789")
-    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    assert Corpus.read(paths, letters, most_bytes=20).num_tokens == 22
-    with pytest.raises(BadInputError, match=r"b\.txt is too large.*\n.*10 bytes, and 9 of 19 are left.*\n.*fewer"):
-        Corpus.read(paths, letters, most_bytes=19)
+def test_beyond_the_limit_the_oldest_text_is_left_out(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("old.txt", "middle.txt", "new.txt")]
+    for path, text in zip(paths, ("0123456789", "ähnlich", "abcdefghij"), strict=True):
+        path.write_text(text, encoding="utf-8")
+    whole = read_texts(paths, letters, most_bytes=28)
+    assert [len(text) for text in whole] == [10, 7, 10]
+    assert num_bytes_left_out(paths, most_bytes=28) == 0
+    for most_bytes, kept in (
+        (27, ["123456789", "ähnlich", "abcdefghij"]),
+        (17, ["hnlich", "abcdefghij"]),
+        (4, ["ghij"]),
+    ):
+        texts = read_texts(paths, letters, most_bytes)
+        assert ["".join(map(chr, text)) for text in texts] == kept
+        assert num_bytes_left_out(paths, most_bytes) == 28 - most_bytes
 
 
 @pytest.mark.parametrize(
