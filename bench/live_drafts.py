@@ -2,8 +2,8 @@
 
 The demo pair on held-out code and prose, which it writes greedily; on programs after their descriptions and on edits of
 a program in the prompt, which its logits are bent to write ("as if the target had written them", labelled "given"): the
-passes, the drafts and their times are real. Plans are the planner's best of each kind by a profile of the pair, and its
-own choice among all of them, and run in turn on the same prompts.
+passes, the drafts and their times are real. Plans are the planner's best of each kind by a profile of the pair, chains
+of other lengths, and the planner's own choice among all kinds, and run in turn on the same prompts.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from bench.texts import Recording, edited_texts, humaneval
 from planner.contracts.plan import Plan, Workload
 from planner.contracts.profile import Profile
 from planner.contracts.report import Report
-from planner.drafting import DRAFT_KINDS, EVERY_DRAFTING, DraftKind
+from planner.drafting import EVERY_DRAFTING
 from planner.search import Request, plan_of, rank
 from profiles import heldout_texts
 from runtime.api import load
@@ -33,6 +33,7 @@ from runtime.model import StreamedModel
 from runtime.proposal import ROOT
 
 AUTO = "auto"
+OTHER_CHAINS = (2, 4, 10)  # lengths that are run too, in case that the planner's is not the best one
 TASKS = {"code": "code", "prose": "prose", "HumanEval": "code", "editing": "code"}  # and the domain of the profile
 _PROMPT_TOKENS, _NEW_TOKENS = 96, 112
 _EDIT_TOKENS = 100  # of the program, in the prompt and again in the output
@@ -134,15 +135,17 @@ def measured(task: str, profile: Profile, options: argparse.Namespace) -> list[O
 
 
 def best_plans(profile: Profile, request: Request) -> dict[str, Plan]:
-    """The best plan of each kind that can take part, and the planner's choice among all."""
+    """The best plan of each kind that can take part, those of other chains, and the planner's choice among all."""
     ranking = rank(profile, replace(request, draftings=EVERY_DRAFTING))
-    best: dict[DraftKind, Plan] = {}
-    for score in ranking.scores:
-        kind = score.candidate.drafting.kind
-        if kind not in best:
-            best[kind] = plan_of(profile, request, score)[0]
-    chosen = plan_of(profile, request, ranking.best)[0]
-    return {**{kind: best[kind] for kind in DRAFT_KINDS if kind in best}, AUTO: chosen}
+    scores = {score.candidate.drafting.kind: score for score in ranking.best_of_kinds()}
+    others = {
+        f"chain {score.candidate.drafting.num_nodes}": score
+        for draft in profile.drafts
+        for score in ranking.fastest_chains(draft.fingerprint)
+        if score.candidate.drafting.num_nodes in OTHER_CHAINS
+    }
+    chosen = {**scores, **others, AUTO: ranking.best}
+    return {name: plan_of(profile, request, score)[0] for name, score in chosen.items()}
 
 
 def run(task: str, plan: Plan, num_requests: int, seed: int) -> list[Report]:

@@ -215,12 +215,15 @@ def ngram_chances(recording: Recording, vocab_size: int) -> Chances:
     return Chances(tuple(lengths), tuple(hits))
 
 
-def model_chances(recording: Recording) -> Chances:
-    """The draft's own chain at every position: it goes on for ever, and is right while the text is its first choice."""
+def model_chances(recording: Recording, num_choices: int = 1) -> Chances:
+    """The draft's own chain at every position: it goes on for ever, and is right while the text is its first choice.
+
+    With more choices, the path that always takes the right one of them.
+    """
     num_tokens = len(recording.output)
     hits = [0] * (num_tokens + 1)
     for place in range(num_tokens - 1, -1, -1):
-        hits[place] = hits[place + 1] + 1 if recording.ranks[place] == 0 else 0
+        hits[place] = hits[place + 1] + 1 if recording.ranks[place] < num_choices else 0
     return Chances((num_tokens,) * num_tokens, tuple(hits[:num_tokens]))
 
 
@@ -236,13 +239,18 @@ def _likeliest_chain(proposal: Proposal) -> list[int]:
 
 def walked(chances: Chances, token_cost: float, length_at: Callable[[int], int]) -> Iterator[Round]:
     """Rounds of chains of chosen lengths over one output, from its second token on; a drafted token costs so much."""
-    num_tokens = len(chances.hits)
-    place = min(1, num_tokens)
-    while place < num_tokens:
-        drafted = min(chances.lengths[place], length_at(place), num_tokens - place - 1)
-        accepted = min(chances.hits[place], drafted)
-        yield Round(place, accepted + 1, 1 + token_cost * drafted)
-        place += accepted + 1
+    place = min(1, len(chances.hits))
+    while place < len(chances.hits):
+        entry = round_at(chances, place, length_at(place), token_cost)
+        yield entry
+        place += entry.tokens
+
+
+def round_at(chances: Chances, place: int, length: int, token_cost: float) -> Round:
+    """The round that begins there with a chain of at most so many tokens."""
+    drafted = min(chances.lengths[place], length, len(chances.hits) - place - 1)
+    accepted = min(chances.hits[place], drafted)
+    return Round(place, accepted + 1, 1 + token_cost * drafted)
 
 
 def always(length: int) -> Callable[[int], int]:
@@ -262,17 +270,37 @@ def best_static(chances: Sequence[Chances], token_cost: float) -> tuple[int, Tal
     return best, tallies[best]
 
 
-def per_phase_oracle(recordings: Sequence[Recording], chances: Sequence[Chances], token_cost: float) -> Tally:
-    """With the best static length of each phase; of texts without phases, the best of each kind."""
-    by_phase: dict[str, list[Chances]] = defaultdict(list)
-    for recording, one in zip(recordings, chances, strict=True):
+Source = tuple[Sequence[Chances], float]  # the chances of each recording, and what a token of such a chain costs
+
+
+def per_phase_oracle(recordings: Sequence[Recording], sources: Sequence[Source]) -> Tally:
+    """With the source and static length that are best in each phase; of texts without phases, in each kind."""
+    by_phase: dict[str, list[tuple[int, slice]]] = defaultdict(list)
+    for index, recording in enumerate(recordings):
         phases = recording.phases or ((0, recording.kind),)
         ends = [*(start for start, _ in phases[1:]), len(recording.output)]
         for (start, name), end in zip(phases, ends, strict=True):
-            by_phase[name].append(Chances(one.lengths[start:end], one.hits[start:end]))
-    return total(best_static(parts, token_cost)[1] for parts in by_phase.values())
+            by_phase[name].append((index, slice(start, end)))
+
+    def best(places: Sequence[tuple[int, slice]]) -> Tally:
+        tallies = [
+            best_static([Chances(chances[i].lengths[at], chances[i].hits[at]) for i, at in places], token_cost)[1]
+            for chances, token_cost in sources
+        ]
+        return max(tallies, key=lambda tally: tally.rate)
+
+    return total(map(best, by_phase.values()))
 
 
-def per_round_oracle(chances: Iterable[Chances], token_cost: float) -> Tally:
-    """Each round drafts just what will be accepted, as long as a token is worth its cost."""
-    return total(entry for one in chances for entry in walked(one, token_cost, one.hits.__getitem__))
+def per_round_oracle(sources: Sequence[Source]) -> Tally:
+    """Each round drafts just what will be accepted, from the source that writes most for its cost."""
+    tally = Tally()
+    for index in range(len(sources[0][0])):
+        num_tokens = len(sources[0][0][index].hits)
+        place = min(1, num_tokens)
+        while place < num_tokens:
+            rounds = [round_at(chances[index], place, chances[index].hits[place], cost) for chances, cost in sources]
+            best = max(rounds, key=lambda entry: entry.tokens / entry.cost)
+            tally.add(best)
+            place += best.tokens
+    return tally

@@ -5,7 +5,7 @@ and c / 64 more for each of its nodes. The drafters are the runtime's own. Again
 length over a fine grid, the best one of each phase (an oracle), and an oracle that knows in each round how many tokens
 will be accepted. Those with a draft model run over what the demo draft was recorded to say (`--record` makes the
 recordings), with probabilities calibrated on other texts; against them: the best static length of either drafter and
-the best static tree, sizes known afterwards.
+the best static tree, sizes known afterwards, and oracles of the same kinds.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from bench.policies import (
     TIERS,
     Chances,
     Round,
+    Source,
     Tally,
     always,
     best_static,
@@ -54,6 +55,7 @@ from bench.texts import (
     written_texts,
 )
 from planner.calibration import calibration
+from planner.contracts.profile import NUM_TOP_PROBS
 from profiles import demo_folder
 from runtime.api import load
 from runtime.draft.base import Drafter
@@ -102,7 +104,11 @@ def main() -> None:
         ]
     if options.only != "ngrams":
         drafted = read_recordings(DATA / "recordings.jsonl")[:: options.every]
-        drafted += [one for texts in given.values() for one in texts if one.top_probs]
+        for stem, texts in given.items():
+            usable = [one for one in texts if one.top_probs]
+            drafted += usable
+            if len(usable) < len(texts):
+                print(f"{stem}: {len(texts) - len(usable)} recordings hold no top_probs of a draft: n-grams only")
         rows += draft_rows(drafted, options.verify_costs, vocab_size)
     print_json({"rows": rows})
 
@@ -126,8 +132,8 @@ def ngram_row(
     """One line: the best static length, the adaptive drafter, the oracles."""
     best, at_best = best_static(chances, verify_cost)
     adaptive = total(entry for one in recordings for entry in ngram_rounds(one, verify_cost, vocab_size))
-    by_phase = per_phase_oracle(recordings, chances, verify_cost).rate / at_best.rate - 1
-    headroom = per_round_oracle(chances, verify_cost).rate / at_best.rate - 1
+    by_phase = per_phase_oracle(recordings, [(chances, verify_cost)]).rate / at_best.rate - 1
+    headroom = per_round_oracle([(chances, verify_cost)]).rate / at_best.rate - 1
     gain = adaptive.rate / at_best.rate - 1
     share = gain / headroom if headroom > 0 else math.nan
     print(
@@ -164,23 +170,33 @@ def draft_rows(
     kinds: dict[str, list[int]] = defaultdict(list)
     for index, one in enumerate(recordings):
         kinds[one.kind].append(index)
-    chances = [(ngram_chances(one, vocab_size), model_chances(one)) for one in recordings]
+    chances = {
+        "ngram": [ngram_chances(one, vocab_size) for one in recordings],
+        "chain": [model_chances(one) for one in recordings],
+        "tree": [model_chances(one, NUM_TOP_PROBS) for one in recordings],
+    }
     trees = StaticTrees(recordings)
     rows = []
     for name, chosen in {**kinds, "all": range(len(recordings))}.items():
+        of_kind = {source: [of_text[index] for index in chosen] for source, of_text in chances.items()}
         num_tokens = sum(len(recordings[index].output) for index in chosen)
         print(f"\n{name}: {len(chosen)} texts, {num_tokens} tokens; draft pass {DRAFT_COST}")
         print("        best static:                                |  adaptive:                     | hybrid over")
         print("     v       n-grams          chain           tree  |  n-gram   chain    tree  hybrid | static    tree")
+        of_name = []
         for verify_cost in verify_costs:
             tallies = {
                 policy: total(entry for index in chosen for entry in rounds[policy, verify_cost][index])
                 for policy in ADAPTIVE
             }
             (num_nodes, depth), static_tree = trees.best(chosen, verify_cost, DRAFT_COST)
-            statics = best_statics([chances[index] for index in chosen], verify_cost)
+            statics = best_statics(of_kind["ngram"], of_kind["chain"], verify_cost)
             statics["tree"] = (f"{num_nodes}/{depth}", static_tree)
-            rows.append(draft_row(name, statics, tallies, verify_cost))
+            of_name.append(draft_row(name, statics, tallies, verify_cost))
+        print("     v  over the best static, each round's oracle: headroom, share taken | hybrid, each phase's")
+        for row in of_name:
+            row |= oracle_row(row, [recordings[index] for index in chosen], of_kind)
+        rows += of_name
     with_phases = [index for index, one in enumerate(recordings) if one.phases]
     if with_phases:
         rows += phase_rows(
@@ -215,11 +231,40 @@ def adaptive_rounds(
     return rounds
 
 
-def best_statics(chances: Sequence[tuple[Chances, Chances]], verify_cost: float) -> dict[str, tuple[str, Tally]]:
+def best_statics(
+    copies: Sequence[Chances], chains: Sequence[Chances], verify_cost: float
+) -> dict[str, tuple[str, Tally]]:
     """The best static length of copies and of the draft's chain, with what each writes and costs."""
-    copied_len, copied = best_static([copies for copies, _ in chances], verify_cost)
-    chain_len, chain = best_static([drafted for _, drafted in chances], verify_cost + pass_cost(DRAFT_COST))
+    copied_len, copied = best_static(copies, verify_cost)
+    chain_len, chain = best_static(chains, verify_cost + pass_cost(DRAFT_COST))
     return {"ngram": (str(copied_len), copied), "chain": (str(chain_len), chain)}
+
+
+def oracle_row(
+    row: Mapping[str, object], recordings: Sequence[Recording], chances: Mapping[str, Sequence[Chances]]
+) -> dict[str, object]:
+    """One line: how much more rounds bring that draft just what will be accepted, and how much of that is taken.
+
+    The tree's oracle knows which of the draft's choices is right; the hybrid's takes the best of all three in each
+    round, and of the best static drafter in each phase.
+    """
+    verify_cost = float(str(row["verify_cost"]))
+    drafted_cost = verify_cost + pass_cost(DRAFT_COST)
+    costs = {"ngram": verify_cost, "chain": drafted_cost, "tree": drafted_cost}
+    sources: dict[str, list[Source]] = {name: [(chances[name], cost)] for name, cost in costs.items()}
+    sources["hybrid"] = [of_kind for name in costs for of_kind in sources[name]]
+    static = {name: float(str(row[f"static_{name}"])) for name in costs}
+    static["hybrid"] = max(static.values())
+    found: dict[str, object] = {}
+    texts = []
+    for name in ADAPTIVE:
+        headroom = per_round_oracle(sources[name]).rate / static[name] - 1
+        share = (float(str(row[name])) / static[name] - 1) / headroom if headroom > 0 else math.nan
+        found |= {f"{name}_oracle_frac": headroom, f"{name}_share_frac": share}
+        texts.append(f"{name} {headroom:+6.0%} {share:5.0%}")
+    by_phase = per_phase_oracle(recordings, [*sources["ngram"], *sources["chain"]]).rate / static["hybrid"] - 1
+    print(f"{verify_cost:6.3f}  " + "   ".join(texts) + f" | {by_phase:+7.1%}", flush=True)
+    return found | {"hybrid_phase_oracle_frac": by_phase}
 
 
 def draft_row(

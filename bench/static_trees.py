@@ -13,9 +13,10 @@ from itertools import product
 from bench.policies import MOST_NODES, Tally, pass_cost, total
 from bench.profiled import known_before, of_draft
 from bench.texts import Recording
+from planner.contracts.plan import RankPath
 from planner.contracts.profile import NUM_TOP_PROBS, AcceptanceRecording
 from planner.replay_trees import NUM_RANKS
-from planner.static_tree import RankPath, best_static_tree, static_tree_yield
+from planner.static_tree import best_static_tree, static_tree_yield
 
 NODES, DEPTHS = (1, 2, 4, 8, 16, 32, MOST_NODES), (1, 2, 4, 8)
 Size = tuple[int, int]  # nodes, depth

@@ -74,14 +74,26 @@ def test_the_best_static_length_is_the_best_of_all_afterwards() -> None:
 
 
 def test_the_oracle_of_each_round_drafts_just_what_is_accepted() -> None:
-    assert per_round_oracle([model_chances(recording())], TOKEN_COST) == Tally(5, 1.25 + 1.5)
+    assert per_round_oracle([([model_chances(recording())], TOKEN_COST)]) == Tally(5, 1.25 + 1.5)
+
+
+def test_an_oracle_of_several_sources_takes_the_one_that_writes_most_for_its_cost() -> None:
+    # the draft is right once and then at none of the next two; three copies from there on are right
+    copies = Chances(lengths=(6,) * 6, hits=(0, 3, 0, 0, 0, 0))
+    sources = [([model_chances(recording())], TOKEN_COST), ([copies], 0.125)]
+    assert per_round_oracle(sources) == Tally(5, 1.375 + 1.0)
+    assert per_phase_oracle([recording()], sources) == Tally(5, 1.375 + 1.0)  # copies of three; chains bring less
+
+
+def test_the_path_of_right_choices_goes_on_where_the_first_one_is_wrong() -> None:
+    assert model_chances(recording(), num_choices=2).hits == (6, 5, 4, 3, 2, 1)
 
 
 def test_the_oracle_of_each_phase_has_a_length_for_each() -> None:
     # first phase: its second token is drafted, its third the target's; second phase: none is right
     text = recording(ranks=(0, 0, 1, 1, 1, 1), phases=((0, "easy"), (3, "hard")))
     chances = Chances(lengths=(6,) * 6, hits=(2, 1, 0, 0, 0, 0))
-    assert per_phase_oracle([text], [chances], TOKEN_COST) == Tally(4, 1.25 + 2)
+    assert per_phase_oracle([text], [([chances], TOKEN_COST)]) == Tally(4, 1.25 + 2)
 
 
 def test_n_grams_by_hand() -> None:
