@@ -8,11 +8,22 @@ import pytest
 from made_up import profile
 
 from planner.cli.compare import compare as command
-from planner.compare import Comparison, Row, accuracies, attribution, compare
+from planner.compare import Comparison, Row, accuracies, attribution, compare, tokens_by_kind
 from planner.contracts.components import COMPONENTS, components_of, error_frac
 from planner.contracts.errors import BadInputError
 from planner.contracts.performance import LinkSplit, Performance, RoundSplit
-from planner.contracts.plan import Device, EmulatedLink, MemorySplit, ModelRef, NoDraft, Plan, Unit, Workload
+from planner.contracts.plan import (
+    ChainDraft,
+    Device,
+    EmulatedLink,
+    MemorySplit,
+    ModelRef,
+    NgramDraft,
+    NoDraft,
+    Plan,
+    Unit,
+    Workload,
+)
 from planner.contracts.report import LlamaCppTimings, Report
 
 MIB = 2**20
@@ -385,6 +396,31 @@ def test_command_prints_one_json_document(files: list[Path], capsys: pytest.Capt
     assert last["components"]["link_busy_s"]["share_log"] == pytest.approx(last["tokens_per_s_log"])
     assert last["unexplained_log"] == pytest.approx(0.0, abs=1e-12)
     assert document["summary"]["tokens_per_round"]["num_runs"] == 4
+
+
+def test_tokens_per_round_are_told_by_kind_of_draft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drafts = {
+        "chain": ChainDraft(model="models/draft", fingerprint="1" * 32, draft_len=4, dtype="bf16"),
+        "ngram": NgramDraft(num_nodes=8, max_depth=8),
+        "none": NoDraft(),
+    }
+    paths: list[Path] = []
+    for kind, measured in (("chain", 1.6), ("chain", 2.6), ("ngram", 3.0), ("none", 1.0)):
+        paths.append(tmp_path / f"{len(paths)}.json")
+        report(performance(tokens=measured), plan(draft=drafts[kind])).write(paths[-1])
+    found = {entry.draft_kind: entry for entry in tokens_by_kind([compare(Report.read(path)) for path in paths])}
+    assert set(found) == {"chain", "ngram"}
+    of_chain = found["chain"]
+    assert (of_chain.num_runs, of_chain.predicted) == (2, 2.0)
+    assert of_chain.measured == pytest.approx(2.1)
+    assert of_chain.median_error_frac == pytest.approx(0.05)
+    command(paths, as_json=True)
+    document = json.loads(capsys.readouterr().out)["tokens_per_round"]
+    assert document["ngram"] == {"num_runs": 1, "predicted": 2.0, "measured": 3.0, "median_error_frac": 0.5}
+    command(paths)
+    shown = capsys.readouterr().out
+    assert "chain" in shown
+    assert "ngram" in shown
 
 
 def test_every_bad_file_is_named(files: list[Path], tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,8 @@ from test_cli import PROMPT, Command, command, refused  # noqa: F401 - a fixture
 from planner.contracts.report import Report
 from profiles import demo_folder
 from runtime.api import corpus_texts
+from runtime.draft.tree import TreeDrafter
+from runtime.proposal import Proposal
 
 FEW = ("--max-tokens", "24", "--dtype", "fp32", "--device-memory", "16MiB", "--threads", "1", "--raw")
 
@@ -97,3 +99,35 @@ def test_a_corpus_that_no_draft_copies_from_is_said_to_be_unused(command: Comman
     assert found.code == 0
     assert "--ngram-corpus is not used" in found.err
     assert json.loads(found.out)["plan"]["draft"]["kind"] == "chain"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--json",), ("--draft-may-fail",)], ids=["text", "json", "may fail"])
+def test_a_draft_that_fails_leaves_the_text_so_far(
+    options: tuple[str, ...],
+    command: Command,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    planned = (*FEW, "--profile", "none", "--draft-kind", "tree")
+    whole = command("generate", PROMPT, *planned).out
+    propose, num_proposals = TreeDrafter.propose, 0
+
+    def failing(drafter: TreeDrafter, context: Sequence[int], max_depth: int) -> Proposal:
+        nonlocal num_proposals
+        num_proposals += 1
+        if num_proposals == 3:
+            raise RuntimeError("the draft broke")
+        return propose(drafter, context, max_depth)
+
+    monkeypatch.setattr(TreeDrafter, "propose", failing)
+    found = command("generate", PROMPT, *planned, *options)
+    assert "the draft broke" in found.err
+    if "--draft-may-fail" in options:
+        assert found.code == 0
+        assert found.out == whole
+        return
+    assert found.code == 6
+    assert "--draft-may-fail" in found.err
+    text = found.report.text if "--json" in options else found.out
+    assert whole.startswith(text.rstrip("\n"))
+    assert 0 < len(text) < len(whole)
