@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from planner.contracts.copied_text import CORPUS_TOKEN_BYTES, MOST_TEXT_TOKENS, TEXT_BYTES
-from planner.contracts.errors import NoFeasiblePlanError, UsageError
+from planner.contracts.errors import NoFeasiblePlanError, PlanMismatchError, UsageError
 from planner.contracts.layer_parts import Granularity
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.performance import Performance
-from planner.contracts.plan import Device, Draft, Dtype, LinkChoice, MemorySplit, ModelRef, Plan
+from planner.contracts.plan import Device, Draft, Dtype, LinkChoice, MemorySplit, ModelDraft, ModelRef, Plan
 from planner.contracts.quantities import format_bytes
-from planner.drafting import NO_DRAFTING, Drafting
+from planner.drafting import NO_DRAFTING, Drafting, drafting_of
 from planner.memory import (
     DEFAULT_OVERHEADS,
     MARGIN_FRAC,
@@ -132,6 +132,47 @@ def plan_for_budget(target: ModelShape, draft: ModelShape | None, budget: Budget
             total_bytes=memory.device_bytes + memory.host_bytes,
             streamed_bytes_per_pass=sum(unit.wire_bytes for unit in streamed),
         ),
+    )
+
+
+def counted_memory(plan: Plan, target: ModelShape, draft: ModelShape | None) -> dict[str, int]:
+    """Bytes of those parts of a plan's memory that follow from these models and from all else that the plan says."""
+    fixed = fixed_memory(target, draft, _wishes_of(plan))
+    resident_bytes = sum(unit.dense_bytes for unit in plan.units if unit.placement == "resident")
+    rest_bytes = target.rest_bytes(plan.dtype) + decoder_rest_bytes(target, plan.dtype, plan.units)
+    return {
+        "residents_bytes": resident_bytes + rest_bytes,
+        "slots_bytes": plan.slots * max((unit.dense_bytes for unit in plan.streamed), default=0),
+        "draft_bytes": fixed.draft_bytes,
+        "target_kv_bytes": fixed.target_kv_bytes,
+        "draft_kv_bytes": fixed.draft_kv_bytes,
+        "activations_bytes": fixed.activations_bytes,
+        "host_draft_bytes": fixed.host_draft_bytes,
+    }
+
+
+def check_memory(plan: Plan, target: ModelShape, draft: ModelShape | None) -> None:
+    """Raises: PlanMismatchError, where the plan counts less memory than these models take when they run as it says."""
+    for part, num_bytes in counted_memory(plan, target, draft).items():
+        planned_bytes = getattr(plan.memory, part)
+        if planned_bytes < num_bytes:
+            raise PlanMismatchError(
+                f"the plan counts too little memory: {part} {format_bytes(planned_bytes)}",
+                why=f"what it says takes {format_bytes(num_bytes)}: it was changed by hand, or made by another version",
+                remedy="plan again, with the options that were changed",
+            )
+
+
+def _wishes_of(plan: Plan) -> Wishes:
+    draft = plan.draft
+    return Wishes(
+        dtype=plan.dtype,
+        context_tokens=plan.context_tokens,
+        link=plan.link,
+        device=plan.devices[0].name,
+        drafting=drafting_of(draft),
+        prefill_chunk_tokens=plan.prefill_chunk_tokens,
+        draft_on_host=isinstance(draft, ModelDraft) and draft.device != 0,
     )
 
 

@@ -39,9 +39,10 @@ class Copies:
     costs_T: FloatArray
     runs_T: IntArray
     ends_T: IntArray  # the position after the last one of the same text
+    taken_T: FloatArray  # P(the target takes the copied token there): 0 or 1 unless one samples
 
     @classmethod
-    def of(cls, recordings: Sequence[AcceptanceRecording], min_match_tokens: int) -> Self:
+    def of(cls, recordings: Sequence[AcceptanceRecording], min_match_tokens: int, *, is_sampled: bool = False) -> Self:
         """The chains in these texts, from their second tokens on, by chances as the recordings themselves have them."""
         lengths_T = np.concatenate([np.array(entry.match_lengths[1:], dtype=np.int64) for entry in recordings])
         is_hit_T = np.concatenate([np.array(entry.match_hits[1:], dtype=np.int64) for entry in recordings]) == 1
@@ -51,8 +52,23 @@ class Copies:
         lengths_P = np.array([len(entry.match_hits) - 1 for entry in recordings])
         ends_P = lengths_P.cumsum()
         runs_T = np.where(lengths_T >= min_match_tokens, _runs(is_hit_T, ends_P), -1)
-        costs_T = -np.log(_chances(lengths_T, is_hit_T, shares_T, len(recordings)))
-        return cls(costs_T=costs_T, runs_T=runs_T, ends_T=np.repeat(ends_P, lengths_P))
+        taken_T = is_hit_T.astype(np.float64)
+        if is_sampled:
+            taken_T = np.concatenate([np.array(entry.match_probs[1:]) for entry in recordings])
+        costs_T = -np.log(_chances(lengths_T, taken_T, shares_T, len(recordings)))
+        return cls(costs_T=costs_T, runs_T=runs_T, ends_T=np.repeat(ends_P, lengths_P), taken_T=taken_T)
+
+    def reach(self, lengths_T: IntArray, most_tokens: int) -> FloatArray:
+        """P(the target takes the first k copied tokens) at each start (T, K), of chains of these lengths.
+
+        A copied token that the text does not go on with is the last one of its chain that anything is known of.
+        """
+        reach_TK = np.zeros((len(lengths_T), most_tokens + 1))
+        reach_TK[:, 0] = 1.0
+        for depth in range(most_tokens):
+            starts_Q = np.flatnonzero((lengths_T > depth) & (self.runs_T >= depth))
+            reach_TK[starts_Q, depth + 1] = reach_TK[starts_Q, depth] * self.taken_T[starts_Q + depth]
+        return reach_TK
 
     def sizes(self, most_tokens: int, most_cost: float) -> "CopySizes":
         """What a round copies at each start, in chains of at most so many tokens, within a cost of their paths.
@@ -89,9 +105,18 @@ def copies_yield(
     max_depth: int,
     min_match_tokens: int,
     limits: Limits = NO_LIMITS,
+    *,
+    is_sampled: bool = False,
 ) -> Yield:
-    """Tokens per round of copies alone, as far as they pay. Raises: BadInputError, where no matches were recorded."""
-    return _replay(tuple(recordings), min_match_tokens).tokens(num_nodes, min(num_nodes, max_depth), limits.verified)
+    """Tokens per round of copies alone, as far as they pay.
+
+    Sampled, a copied token is taken with the probability that the target gives it at temperature 1, along a text that
+    was written greedily; branches are never counted as accepted.
+
+    Raises: BadInputError, where no matches were recorded, or not their probabilities.
+    """
+    replay = _replay(tuple(recordings), min_match_tokens, is_sampled)
+    return replay.tokens(num_nodes, min(num_nodes, max_depth), limits.verified)
 
 
 class _Replay:
@@ -104,9 +129,7 @@ class _Replay:
 
     def _tokens(self, num_nodes: int, most_tokens: int, most_cost: float) -> Yield:
         sizes = self._copies.sizes(most_tokens, most_cost)
-        accepted_T = np.minimum(sizes.lengths_T, np.maximum(self._copies.runs_T, 0))
-        reach_TK = (accepted_T[:, None] >= np.arange(most_tokens + 1)).astype(np.float64)
-        rounds = rounds_by_text(reach_TK, self._lengths)
+        rounds = rounds_by_text(self._copies.reach(sizes.lengths_T, most_tokens), self._lengths)
         return yield_of(
             rounds.counts_PK,
             proposed_frac=rounds.mean((sizes.nodes_T > 0).astype(np.float64)),
@@ -115,14 +138,14 @@ class _Replay:
 
 
 @lru_cache(maxsize=16)
-def _replay(recordings: tuple[AcceptanceRecording, ...], min_match_tokens: int) -> _Replay:
-    used = [entry for entry in recordings if len(entry.match_hits) > 1]
+def _replay(recordings: tuple[AcceptanceRecording, ...], min_match_tokens: int, is_sampled: bool) -> _Replay:
+    used = [entry for entry in recordings if len(entry.match_probs if is_sampled else entry.match_hits) > 1]
     if not used:
-        raise nothing_recorded("matches")
-    return _Replay(Copies.of(used, min_match_tokens))
+        raise nothing_recorded("probabilities of matches" if is_sampled else "matches")
+    return _Replay(Copies.of(used, min_match_tokens, is_sampled=is_sampled))
 
 
-def _chances(lengths_T: IntArray, is_hit_T: NDArray[np.bool_], shares_T: FloatArray, num_texts: int) -> FloatArray:
+def _chances(lengths_T: IntArray, taken_T: FloatArray, shares_T: FloatArray, num_texts: int) -> FloatArray:
     """P(the copied token is right) by length of the match and whether all earlier occurrences went on alike.
 
     The prior table and, as the runtime learns anew in every request, half of what a recorded text holds on average.
@@ -136,7 +159,7 @@ def _chances(lengths_T: IntArray, is_hit_T: NDArray[np.bool_], shares_T: FloatAr
         chosen_T = (lengths_T > 0) & ((shares_T >= 1.0) == is_sole)
         prior_T = prior_M[cell_T[chosen_T]] * (1.0 if is_sole else shares_T[chosen_T])
         expected_M = np.bincount(cell_T[chosen_T], prior_T, len(prior_M)) * learned_frac
-        right_M = np.bincount(cell_T[chosen_T], is_hit_T[chosen_T], len(prior_M)) * learned_frac
+        right_M = np.bincount(cell_T[chosen_T], taken_T[chosen_T], len(prior_M)) * learned_frac
         gain_M = (right_M + PRIOR_TOKENS) / (expected_M + PRIOR_TOKENS)  # over what the table says
         chances_T[chosen_T] = np.clip(prior_T * gain_M[cell_T[chosen_T]], 0.01, 0.99)
     return chances_T

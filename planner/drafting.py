@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -16,6 +16,7 @@ from planner.contracts.plan import (
     HybridDraft,
     NgramDraft,
     NoDraft,
+    RankPath,
     SelfDraft,
     TreeDraft,
 )
@@ -28,6 +29,7 @@ _CHAIN_LENS = (*range(1, 17), 20, 24, 28, 32, 40, 48, MAX_DRAFT_LEN)
 _TREE_NODES, _TREE_DEPTHS = (4, 8, 16, 32, 64, 128, 256, 512), (4, 8, 16, 24)
 _NGRAM_NODES = (4, 8, 16, 32, 64)
 _MOST_PASS_NODES = 64
+_MOST_STATIC_NODES = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,8 @@ class Drafting:
     max_depth: int = 0
     pass_nodes: int = 1  # that one pass of the draft expands
     tiers: tuple[int, ...] = ()  # of a chain
+    is_static: bool = False  # a tree of one shape for every round
+    paths: tuple[RankPath, ...] = ()  # that shape, once replay has settled it
 
     @property
     def num_verified(self) -> int:
@@ -85,7 +89,7 @@ class Drafting:
                 return f"chain of {'/'.join(map(str, self.tiers)) if self.tiers else self.num_nodes}"
             case "ngram":
                 return f"n-grams of {self.num_nodes}"
-        return f"{self.kind} of {self.num_nodes}, depth {self.max_depth}"
+        return f"{'static ' * self.is_static}{self.kind} of {self.num_nodes}, depth {self.max_depth}"
 
     def of(self, draft: ModelShape | None, dtype: Dtype, device: int) -> Draft:
         """The plan's draft; none where a model is needed and there is none."""
@@ -102,16 +106,18 @@ class Drafting:
                 dtype=dtype,
                 device=device,
             )
-        variant = TreeDraft if self.kind == "tree" else HybridDraft
-        return variant(
-            model=draft.name,
-            fingerprint=draft.fingerprint,
-            num_nodes=self.num_nodes,
-            max_depth=self.max_depth,
-            pass_nodes=self.pass_nodes,
-            dtype=dtype,
-            device=device,
-        )
+        sized = {
+            "model": draft.name,
+            "fingerprint": draft.fingerprint,
+            "num_nodes": self.num_nodes,
+            "max_depth": self.max_depth,
+            "pass_nodes": self.pass_nodes,
+            "dtype": dtype,
+            "device": device,
+        }
+        if self.kind == "tree":
+            return TreeDraft(**sized, paths=self.paths)  # type: ignore[arg-type]
+        return HybridDraft(**sized)  # type: ignore[arg-type]
 
 
 NO_DRAFTING = Drafting()
@@ -131,6 +137,11 @@ def tree(num_nodes: int, max_depth: int, kind: DraftKind = "tree") -> Drafting:
     return Drafting(kind=kind, num_nodes=num_nodes, max_depth=depth, pass_nodes=pass_nodes)
 
 
+def static(size: Drafting) -> Drafting:
+    """Trees of that size, of one shape for every round."""
+    return replace(size, is_static=True)
+
+
 def ngram(num_nodes: int) -> Drafting:
     """Continuations of earlier text, as deep as there are nodes."""
     return Drafting(kind="ngram", num_nodes=num_nodes, max_depth=min(num_nodes, MAX_DRAFT_LEN))
@@ -146,8 +157,14 @@ def drafting_of(draft: Draft) -> Drafting:
         case NgramDraft():
             return Drafting(kind="ngram", num_nodes=draft.num_nodes, max_depth=draft.max_depth)
         case TreeDraft() | HybridDraft():
+            paths = draft.paths if isinstance(draft, TreeDraft) else ()
             return Drafting(
-                kind=draft.kind, num_nodes=draft.num_nodes, max_depth=draft.max_depth, pass_nodes=draft.pass_nodes
+                kind=draft.kind,
+                num_nodes=draft.num_nodes,
+                max_depth=draft.max_depth,
+                pass_nodes=draft.pass_nodes,
+                is_static=bool(paths),
+                paths=paths,
             )
         case SelfDraft():
             raise UsageError(
@@ -162,12 +179,21 @@ def draftings_for(
     draft_len: int | None = None,
     num_nodes: int | None = None,
     tiers: str | None = None,
+    is_static: bool = False,
 ) -> tuple[Drafting, ...]:
     """What the planner may choose among, by what the user stated; all of it where nothing was.
 
     Raises: UsageError, where the sizes belong to another kind than the one named or to none at all, or tiers do not
     ascend.
     """
+    if is_static and (no_spec or draft_len is not None or tiers is not None or kind not in (None, "auto", "tree")):
+        raise UsageError(
+            "--draft-static with another kind of draft",
+            why="it gives trees of a draft model one shape",
+            remedy="--draft-kind tree, with --draft-tree NODES for its size",
+        )
+    if is_static:
+        return tuple(map(static, EVERY_STATIC_TREE if num_nodes is None else _trees_of_size(num_nodes, "tree")))
     of_chain, of_tree = draft_len is not None or tiers is not None, num_nodes is not None
     if no_spec and (of_chain or of_tree or kind not in (None, "none")):
         raise UsageError(
@@ -209,10 +235,12 @@ def _with_tiers(text: str) -> Drafting:
 
 def _of_size(num_nodes: int) -> tuple[Drafting, ...]:
     """Trees, hybrids and n-grams of one size."""
+    return (*_trees_of_size(num_nodes, "tree"), *_trees_of_size(num_nodes, "hybrid"), ngram(num_nodes))
+
+
+def _trees_of_size(num_nodes: int, kind: DraftKind) -> list[Drafting]:
     depths = [depth for depth in _TREE_DEPTHS if depth < num_nodes] or [num_nodes]
-    kinds: tuple[DraftKind, ...] = ("tree", "hybrid")
-    trees = [tree(num_nodes, depth, kind) for kind, depth in product(kinds, depths)]
-    return (*trees, ngram(num_nodes))
+    return [tree(num_nodes, depth, kind) for depth in depths]
 
 
 EVERY_CHAIN = tuple(chain(length) for length in _CHAIN_LENS)
@@ -220,5 +248,6 @@ EVERY_TREE = tuple(tree(nodes, depth) for nodes, depth in product(_TREE_NODES, _
 EVERY_HYBRID = tuple(  # the deepest ones are copies, which need no pass for each level
     tree(entry.num_nodes, entry.max_depth, "hybrid") for entry in EVERY_TREE if entry.max_depth < max(_TREE_DEPTHS)
 )
+EVERY_STATIC_TREE = tuple(entry for entry in EVERY_TREE if entry.num_nodes <= _MOST_STATIC_NODES)
 EVERY_NGRAM = tuple(ngram(nodes) for nodes in _NGRAM_NODES)
 EVERY_DRAFTING = (NO_DRAFTING, *EVERY_CHAIN, *EVERY_TREE, *EVERY_NGRAM, *EVERY_HYBRID)

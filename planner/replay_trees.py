@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from planner.calibration import calibrated
 from planner.contracts.errors import BadInputError
-from planner.contracts.plan import MAX_DRAFT_LEN, MAX_TREE_NODES, ProbabilityCurve
+from planner.contracts.plan import MAX_DRAFT_LEN, MAX_RANKS, MAX_TREE_NODES, ProbabilityCurve
 from planner.contracts.profile import NUM_TOP_PROBS, AcceptanceRecording
 from planner.copies import Copies
 from planner.limits import Limits
@@ -30,7 +30,7 @@ IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
 
 MOST_COST = 16.0  # a path taken once in nine million times is in no tree
-NUM_RANKS = 32  # of a node's children; beyond the recorded ones probabilities follow a power of the rank
+NUM_RANKS = MAX_RANKS  # of a node's children; beyond the recorded ones probabilities follow a power of the rank
 
 # Variance of the nodes off the path, of mean m: SCATTER[0] m + SCATTER[1] m^2. Fitted to trees that the demo pair's
 # draft grew after 1016 positions of 8 texts, 2026-11-20.

@@ -15,7 +15,7 @@ _LONG_DRAFT_ROUNDS = 100.0  # drafting for so many rounds hides everything else
 def round_costs(scorer: Scorer, candidate: Candidate) -> RoundCosts | None:
     """The table of a plan whose rounds differ in what they draft; None where all draft the same."""
     drafting = candidate.drafting
-    if drafting.kind == "none" or (drafting.kind == "chain" and not drafting.tiers):
+    if drafting.kind == "none" or drafting.is_static or (drafting.kind == "chain" and not drafting.tiers):
         return None
     counts = sorted({min(size, drafting.num_verified) for size in _SIZES})
     rounds = [_round(scorer, candidate, num_verified) for num_verified in counts]

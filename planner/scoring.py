@@ -95,6 +95,10 @@ class Scorer:
             self._tokens[key] = _with_hazards(found, self._hazard_gain)
         return self._tokens[key]
 
+    def settled(self, candidate: Candidate) -> Drafting:
+        """How the candidate drafts, the shape of a static tree included."""
+        return self._yields.settled(_fingerprint(candidate), candidate.drafting)
+
     def units(self, candidate: Candidate) -> tuple[tuple[Unit, ...], Staging | None]:
         """The candidate's units and staging, without times."""
         placed = self._placed(candidate.placement, candidate.host_bytes)
@@ -283,7 +287,8 @@ class Scorer:
 
     def calibration(self, candidate: Candidate) -> ProbabilityCurve | None:
         """How the runtime is to read the draft's probabilities; None where nothing depends on them."""
-        is_adaptive = candidate.drafting.kind in ("tree", "hybrid") or candidate.drafting.tiers
+        drafting = candidate.drafting
+        is_adaptive = drafting.tiers or (drafting.kind in ("tree", "hybrid") and not drafting.is_static)
         if candidate.draft is None or not is_adaptive:
             return None
         return self._yields.calibration(candidate.draft.fingerprint)

@@ -345,7 +345,7 @@ def plan_of(profile: Profile, request: Request, score: Score, scorer: Scorer | N
     candidate, scorer = score.candidate, scorer or scorer_for(profile, request)
     wishes = replace(
         request.wishes,
-        drafting=candidate.drafting,
+        drafting=scorer.settled(candidate),
         num_slots=max(1, candidate.placement.num_slots),
         prefill_chunk_tokens=candidate.prefill_chunk_tokens,
         granularity=candidate.placement.granularity,

@@ -1,34 +1,40 @@
-"""Trees of one shape for every round, by the ranks that a draft's tokens have: the best one, and its exact replay.
+"""Trees of one shape for every round, by the ranks that a draft's tokens have: the best one, and its exact replay."""
 
-The runtime drafts no such trees; they are what dynamic ones have to beat.
-"""
-
+from collections import defaultdict
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
 import numpy as np
 
 from planner.acceptance import FloatArray, Yield, counts_of, stacked, yield_of
+from planner.contracts.plan import MAX_TREE_NODES, RankPath
 from planner.contracts.profile import AcceptanceRecording
 from planner.replay_trees import NUM_RANKS
 
-RankPath = tuple[int, ...]  # of a node: its own rank and those of its ancestors, from the root on
 
-
-def best_static_tree(recordings: Sequence[AcceptanceRecording], num_nodes: int, max_depth: int) -> frozenset[RankPath]:
+def best_static_tree(
+    recordings: Sequence[AcceptanceRecording], num_nodes: int, max_depth: int, most_expanded: int = MAX_TREE_NODES
+) -> frozenset[RankPath]:
     """The nodes with the largest products of P(rank at that depth | the target's path got so far), a tree.
 
     Best if ranks at different depths were independent given that: the sum of its products is then the most that so many
-    nodes accept. Depths are counted from every position, as if rounds started anywhere.
+    nodes accept. Depths are counted from every position, as if rounds started anywhere. At most `most_expanded` nodes
+    of a level have children.
     """
     shares_DR = _rank_shares(recordings, max_depth)
     heap: list[tuple[float, RankPath]] = [(-float(share), (rank,)) for rank, share in enumerate(shares_DR[0])]
     heap.sort()
     chosen: set[RankPath] = set()
+    expanded: dict[int, set[RankPath]] = defaultdict(set)  # by depth
     while heap and len(chosen) < num_nodes:
         minus_product, path = heappop(heap)
         if minus_product == 0:
             break
+        parent = path[:-1]
+        beside = expanded[len(parent)]
+        if parent not in beside and len(beside) == most_expanded:
+            continue
+        beside.add(parent)
         chosen.add(path)
         if len(path) < max_depth:
             for rank, share in enumerate(shares_DR[len(path)]):

@@ -15,6 +15,7 @@ from planner.copies import copies_yield
 from planner.drafting import Drafting
 from planner.limits import NO_LIMITS, Limits, best_yield, wave_of
 from planner.published_tree import published_tree_yield
+from planner.static_tree import best_static_tree, static_tree_yield
 from planner.timing import missing
 from planner.tree_yield import hybrid_yield, sampled_tree_yield, tree_yield
 
@@ -53,10 +54,10 @@ class Yields:
     def best(self, fingerprint: str | None, drafting: Drafting, round_s: Callable[[float, float], float]) -> Yield:
         """What rounds yield and hold that take `round_s(nodes, passes)`, where the runtime drafts what pays.
 
-        As `of` where all rounds are alike: without a draft, in chains, and where a curve is all that is known.
+        As `of` where all rounds are alike: without a draft, in chains and static trees, and by a curve.
         """
         is_recorded = drafting.kind == "ngram" or (fingerprint is not None and self._recordings(fingerprint))
-        if drafting.kind in ("none", "chain") or not is_recorded:
+        if drafting.kind in ("none", "chain") or drafting.is_static or not is_recorded:
             return self.of(fingerprint, drafting)
         return best_yield(partial(self.of, fingerprint, drafting), round_s, self._wave(fingerprint))
 
@@ -68,19 +69,21 @@ class Yields:
         nodes, depth = drafting.num_nodes, drafting.max_depth
         if drafting.kind == "none":
             return replace(_NOTHING, mean_nodes=nodes)
-        if self._is_sampled and drafting.has_copies:
+        if self._is_sampled and drafting.kind == "hybrid":
             raise BadInputError(
-                "copies of earlier text are not predicted where one samples",
-                why="recordings do not say how probable the target finds a copied token",
-                remedy="plan a chain or a tree, or greedy text",
+                "copies in the draft's tree are not predicted where one samples",
+                why="what a draft is worth beside a copy that was rejected is not recorded",
+                remedy="plan n-grams alone, a chain or a tree, or greedy text",
             )
         texts = self._recordings(None)
         if drafting.kind == "ngram":
             if not texts:
                 raise missing(f"matches within {self._domain or 'any text'}", "acceptance")
-            return copies_yield(texts, nodes, depth, _MIN_MATCH_TOKENS, limits)
+            return copies_yield(texts, nodes, depth, _MIN_MATCH_TOKENS, limits, is_sampled=self._is_sampled)
         assert fingerprint is not None, f"a {drafting.kind} needs a draft model"
         recordings = self._recordings(fingerprint)
+        if drafting.is_static:
+            return self._static(fingerprint, drafting)
         if not recordings:
             return self._published(fingerprint, drafting)
         if drafting.kind == "chain":
@@ -89,6 +92,25 @@ class Yields:
         if drafting.kind == "tree":
             return (sampled_tree_yield if self._is_sampled else tree_yield)(recordings, nodes, depth, curve, limits)
         return hybrid_yield(recordings, texts, nodes, depth, _MIN_MATCH_TOKENS, curve, limits)
+
+    def settled(self, fingerprint: str | None, drafting: Drafting) -> Drafting:
+        """The drafting with the shape of its tree, where that is one for all rounds: the best by the recordings."""
+        if not drafting.is_static or drafting.paths or fingerprint is None:
+            return drafting
+        size = drafting.num_nodes, drafting.max_depth, drafting.pass_nodes
+        return replace(drafting, paths=tuple(sorted(best_static_tree(self._recordings(fingerprint), *size))))
+
+    def _static(self, fingerprint: str, drafting: Drafting) -> Yield:
+        if self._is_sampled or not self._recordings(fingerprint):
+            raise BadInputError(
+                "trees of one shape are not predicted "
+                + ("where one samples" if self._is_sampled else "without recordings"),
+                why="their shape is chosen by the ranks that the draft's tokens have in greedy text",
+                remedy="planner profile, and greedy text; or a tree that grows by confidence, without --draft-static",
+            )
+        paths = self.settled(fingerprint, drafting).paths
+        found = static_tree_yield(self._recordings(fingerprint), frozenset(paths))
+        return replace(found, mean_nodes=float(len(paths)), mean_passes=float(max(map(len, paths), default=0)))
 
     def _published(self, fingerprint: str, drafting: Drafting) -> Yield:
         name = next(draft.name for draft in self._profile.drafts if draft.fingerprint == fingerprint)

@@ -93,7 +93,10 @@ def prompt_tokens(
 
 
 def corpus_texts(target: str | Path, paths: Sequence[Path]) -> list[Sequence[int]]:
-    """The tokens of text files that n-grams copy from. Raises: BadInputError."""
+    """The tokens of text files that n-grams copy from, the oldest first; of too much text the oldest is left out.
+
+    Raises: BadInputError.
+    """
     if not paths:
         return []
     encode = partial(load_tokenizer(model_folder(str(target))).encode, add_special_tokens=False, verbose=False)
@@ -131,6 +134,12 @@ def make_plan(
             f"a {drafting.kind} without a draft model",
             why="its tokens are a model's",
             remedy="--draft MODEL, or --draft-kind ngram, which needs none",
+        )
+    if drafting.is_static and not drafting.paths:
+        raise UsageError(
+            "a tree of one shape without a profile",
+            why="its shape is the best by what a profile recorded",
+            remedy="leave out --profile none, or --draft-static: trees then grow by confidence",
         )
     target_shape = _shape(target)
     draft_shape = None if draft is None or not drafting.has_model else _shape(draft)
@@ -221,6 +230,8 @@ def load(
     With a plan the draft, its size and the context are the plan's. n-gram drafts also copy from the files of
     `ngram_corpus`. A draft that fails ends a run, unless it may. Raises: any DraftstreamError.
     """
+    from planner.budget import check_memory
+
     if plan is None:
         if target is None:
             raise TypeError("load() needs a target or a plan")
@@ -239,6 +250,8 @@ def load(
     draft_folder = None
     if isinstance(plan.draft, ModelDraft):
         draft_folder = _folder_of_plan(str(draft or plan.draft.model), plan.draft.fingerprint, "draft")
+    draft_shape = None if draft_folder is None else ModelShape.from_config(draft_folder.path)
+    check_memory(plan, ModelShape.from_config(folder.path), draft_shape)
     tokenizer = load_tokenizer(folder.path)
     if draft_folder is not None:
         check_same_tokens(tokenizer, load_tokenizer(draft_folder.path))
@@ -267,12 +280,15 @@ def stream(
 
     Without a plan, what fits the machine. Its `streamed.close()` ends the stream; so does dropping the model.
     """
+    from planner.budget import check_memory
+
     if plan is None:
         plan = make_plan(target)
     elif not isinstance(plan, Plan):
         plan = Plan.read(Path(plan))
     _check_fits_machine(plan, _device_of(plan))
     folder = _folder_of_plan(str(target), plan.target.fingerprint, "target")
+    check_memory(plan, ModelShape.from_config(folder.path), None)
     streamed = _open(folder, plan, replace_modules, None)
     streamed.model.streamed = streamed
     return streamed.model

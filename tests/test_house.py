@@ -269,6 +269,8 @@ UNITLESS = {
     "accepted_shares",
     "top_probs",
     "match_shares",
+    "match_probs",
+    "paths",
     "seed",
     "count",
     "emitted_token",

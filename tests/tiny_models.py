@@ -38,7 +38,9 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from planner.contracts.plan import Dtype, EmulatedLink, LinkChoice, Plan, Staging, Unit
+from planner.budget import counted_memory
+from planner.contracts.model_shape import ModelShape
+from planner.contracts.plan import Dtype, EmulatedLink, LinkChoice, ModelDraft, Plan, Staging, Unit
 from runtime.api import make_plan
 from runtime.skeleton import DTYPES
 
@@ -254,7 +256,18 @@ def placed(
         "staging": Staging(num_buffers=2, buffer_bytes=units[1].dense_bytes) if is_staged else None,
         "prefill_chunk_tokens": prefill_chunk_tokens,
     }
-    return Plan.model_validate(plan.model_copy(update=changes).model_dump())
+    return recounted(plan, **changes)
+
+
+def recounted(plan: Plan, **changes: object) -> Plan:
+    """The plan with changes, its memory counted anew by the models in the folders that it names."""
+    changed = Plan.model_validate(plan.model_copy(update=changes).model_dump())
+    draft = changed.draft.model if isinstance(changed.draft, ModelDraft) else None
+    target_shape, draft_shape = (name and ModelShape.from_config(Path(name)) for name in (plan.target.name, draft))
+    assert isinstance(target_shape, ModelShape)
+    assert not isinstance(draft_shape, str)
+    memory = changed.memory.model_copy(update=counted_memory(changed, target_shape, draft_shape))
+    return changed.model_copy(update={"memory": memory})
 
 
 def _moved(unit: Unit, *, is_streamed: bool, is_in_ram: bool) -> Unit:

@@ -68,6 +68,9 @@ def recommend(
     draft_tree: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Only trees, hybrids and n-grams of so many nodes.")
     ] = None,
+    draft_static: Annotated[
+        bool, typer.Option("--draft-static", help="Only trees of one shape for every round, the best by recordings.")
+    ] = False,
     draft_tiers: Annotated[
         str | None, typer.Option(help="Only a chain whose length each round picks from these, such as 1,3,7,15.")
     ] = None,
@@ -116,7 +119,12 @@ def recommend(
         workload=Workload(prompt_tokens=prompt_tokens, new_tokens=max_tokens, domain=text),
         context_tokens=ctx_size,
         draftings=draftings_for(
-            draft_kind, no_spec=no_spec, draft_len=draft_len, num_nodes=draft_tree, tiers=draft_tiers
+            draft_kind,
+            no_spec=no_spec,
+            draft_len=draft_len,
+            num_nodes=draft_tree,
+            tiers=draft_tiers,
+            is_static=draft_static,
         ),
         slots=slots,
         no_spec=no_spec or draft_kind == "none",

@@ -17,9 +17,12 @@ UnitKind = Literal["layer", "attention", "mlp", "expert", "head_chunk", "embeddi
 Placement = Literal["resident", "streamed", "host", "routed"]
 Codec = Literal["raw", "bf12", "q8", "nf4"]
 
+RankPath = tuple[int, ...]  # of a tree's node: its own rank and those of its ancestors, from the root on
+
 DTYPE_BYTES: dict[Dtype, int] = {"bf16": 2, "fp16": 2, "fp32": 4, "fp64": 8}
 MAX_DRAFT_LEN = 64  # and the depth of a tree
 MAX_TREE_NODES = 1024
+MAX_RANKS = 32  # of the draft's choices after a node, that a tree may take
 INLINE_BYTES = 128 * 1024  # handing over to a thread and back takes longer than reading so much (docs/LOG.md)
 
 
@@ -74,7 +77,11 @@ class ChainDraft(Contract):
 
 
 class TreeDraft(Contract):
-    """A draft model proposes the most probable paths, which one pass verifies as a tree."""
+    """A draft model proposes the most probable paths, which one pass verifies as a tree.
+
+    With `paths` every round has the same tree: of each node its rank among the draft's choices, and those of its
+    ancestors, from the root on.
+    """
 
     kind: Literal["tree"] = "tree"
     model: str
@@ -82,8 +89,20 @@ class TreeDraft(Contract):
     num_nodes: int = Field(ge=1, le=MAX_TREE_NODES)
     max_depth: int = Field(ge=1, le=MAX_DRAFT_LEN)
     pass_nodes: int = Field(ge=1, le=MAX_TREE_NODES)  # that one pass of the draft expands at the most
+    paths: tuple[RankPath, ...] = ()
     dtype: Dtype
     device: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _has_a_tree_of_paths(self) -> Self:
+        known = {(), *self.paths}
+        if len(self.paths) > self.num_nodes or len(known) != len(self.paths) + 1:
+            raise ValueError("draft: paths must be as many as there are nodes at the most, each once")
+        if any(path[:-1] not in known or len(path) > self.max_depth for path in self.paths):
+            raise ValueError("draft: every path's beginning must be a path too, and none deeper than max_depth")
+        if any(not 0 <= rank < MAX_RANKS for path in self.paths for rank in path):
+            raise ValueError(f"draft: the ranks of paths are 0 to {MAX_RANKS - 1}")
+        return self
 
 
 class NgramDraft(Contract):
@@ -280,6 +299,8 @@ class Plan(ContractFile):
                 if unit.rows[0] != next_row or unit.rows[1] <= next_row:
                     raise ValueError("units: the head chunks' rows must follow each other without gap or overlap")
                 next_row = unit.rows[1]
+        if self.tree_nodes > self.context_tokens:
+            raise ValueError(f"draft: {self.tree_nodes - 1} drafted tokens do not fit the context with its last one")
         if self.streamed and self.slots == 0:
             raise ValueError("slots: at least 1 is needed where units are streamed")
         if self.staging is None and any(u.source == "disk" for u in self.streamed) and self.link.kind != "disk":

@@ -109,8 +109,9 @@ class AcceptanceRecording(Contract):
     Per position of the text: the `rank` of the target's token in the draft's list (0 is its first choice), the draft's
     probability of it, the overlap `sum(min(p, q))` of both distributions, and the draft's probabilities of its eight
     first choices, position after position; and, of the text alone, the length of the longest earlier match that ends
-    here, whether what followed it last time is what follows now, and in which share of its occurrences that followed.
-    The text itself is kept only where it was asked for. Files keep `top_probs` and `match_shares` in ten-thousandths.
+    here, whether what followed it last time is what follows now, in which share of its occurrences that followed, and
+    how probable the target finds it. The text itself is kept only where it was asked for. Files keep `top_probs`,
+    `match_shares` and `match_probs` in ten-thousandths.
     """
 
     domain: str
@@ -123,6 +124,7 @@ class AcceptanceRecording(Contract):
     match_lengths: _Ints = ()
     match_hits: _Ints = ()  # 1 where the continuation of the longest match was right
     match_shares: _TenThousandths = ()  # 0 where there was no match; older profiles have none
+    match_probs: _TenThousandths = ()  # likewise
     text: str | None = None
 
     @model_validator(mode="after")

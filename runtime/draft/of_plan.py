@@ -69,6 +69,7 @@ class Drafters:
                     calibration=plan.draft_calibration,
                     costs=None if plan.round_costs is None else Costs(plan.round_costs),
                     ngram=self._ngram(draft) if isinstance(draft, HybridDraft) else None,
+                    paths=draft.paths if isinstance(draft, TreeDraft) else (),
                 )
         return None
 

@@ -13,13 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from planner.contracts.plan import ProbabilityCurve
+from planner.contracts.plan import ProbabilityCurve, RankPath
 from runtime.cached import CachedModel
 from runtime.draft.costs import Costs
 from runtime.draft.draws import draw_children
 from runtime.draft.follow import FollowingModel
 from runtime.draft.growth import Floats, Ints, Node, TreeGrowth, calibrated
 from runtime.draft.ngram import NodeCandidates
+from runtime.draft.static_tree import StaticGrowth
 from runtime.draft.stop import Foresight, StopRule
 from runtime.proposal import NOTHING, ROOT, Proposal, Verdict
 from runtime.sampling import SamplingSettings, Uniforms, probability_rows
@@ -58,8 +59,9 @@ class TreeDrafter:
         calibration: ProbabilityCurve | None = None,
         costs: Costs | None = None,
         ngram: Seeder | None = None,
+        paths: Sequence[RankPath] = (),
     ) -> None:
-        """`costs` None: every tree is filled; else it ends where more does not pay."""
+        """`costs` None: every tree is filled; else it ends where more does not pay. `paths`: it is always that one."""
         self._following = FollowingModel(model, vocab_size=vocab_size, chunk_tokens=chunk_tokens)
         self._settings = settings
         self._uniforms = uniforms
@@ -69,9 +71,10 @@ class TreeDrafter:
         self._most_children = most_children
         self._calibration = calibration
         self._ngram = ngram
+        self._paths = tuple(paths)
         self._num_top = min(max(num_nodes, _TOP_TOKENS.start), _TOP_TOKENS.stop - 1, self._following.vocab_size)
         start_row = () if calibration is None else calibration.by_rank_frac
-        self._stop = None if costs is None else StopRule(costs, self._num_top, start_row)
+        self._stop = None if costs is None or paths else StopRule(costs, self._num_top, start_row)
         self._foresight = Foresight()
         self._rows: list[Tensor] = []  # (V) of every row of this tree, when sampling
 
@@ -79,12 +82,7 @@ class TreeDrafter:
         """The most probable paths, no deeper than `max_depth`; sampled ones with the rows they were drawn from."""
         most_depth = max(0, max_depth)  # of copies
         model_depth = min(most_depth, self._max_depth, self._following.room(context)) if most_depth else 0
-        growth = TreeGrowth(
-            self._num_nodes,
-            model_depth,
-            is_sampled=not self._settings.is_greedy,
-            most_children=self._most_children,
-        )
+        growth = self._growth(model_depth)
         self._rows = []
         if self._ngram is not None:
             seeds = self._ngram.candidates(context, self._num_nodes, most_depth)
@@ -103,6 +101,12 @@ class TreeDrafter:
         self._foresight.observe(proposal, verdict)
         if self._ngram is not None:
             self._ngram.observe(proposal, verdict)
+
+    def _growth(self, model_depth: int) -> TreeGrowth:
+        is_sampled = not self._settings.is_greedy
+        if self._paths:
+            return StaticGrowth(self._paths, model_depth, is_sampled=is_sampled)
+        return TreeGrowth(self._num_nodes, model_depth, is_sampled=is_sampled, most_children=self._most_children)
 
     def _grow(self, growth: TreeGrowth, most_passes: int) -> None:
         """Expand nodes wave by wave, until none is left, no further wave pays, or the passes are used up."""

@@ -64,15 +64,16 @@ def record(
     if len(written) < min(_LEAST_TEXT_TOKENS, limits.new_tokens):
         return []
     matches = longest_matches([*tokens, *written], first=len(tokens))
+    target_TV = list(_rows(engine.target, tokens, written))
     of_text = AcceptanceRecording(
         domain=prompt.domain,
         prompt_tokens=len(tokens),
         match_lengths=tuple(match.num_tokens for match in matches),
         match_hits=tuple(int(match.is_hit) for match in matches),
         match_shares=tuple(round(match.share, _KEPT_DIGITS) for match in matches),
+        match_probs=_probs_of([match.token for match in matches], target_TV),
         text=str(engine.tokenizer.decode(written)) if limits.keeps_text else None,
     )
-    target_TV = list(_rows(engine.target, tokens, written)) if drafts else []
     recordings = [of_text]
     for fingerprint, draft in drafts:
         judged = judge(draft, target_TV, tokens, written)
@@ -127,6 +128,17 @@ def judge(draft: CachedModel, target_logits: Sequence[Tensor], prompt: Sequence[
         overlaps=_as_kept([*overlaps, *[0.0] * num_missing]),
         top_probs=(*top_probs, *[0.0] * (NUM_TOP_PROBS * num_missing)),
     )
+
+
+def _probs_of(copied: Sequence[int | None], target_logits: Sequence[Tensor]) -> tuple[float, ...]:
+    """The target's probability of each copied token, at temperature 1; 0 where nothing is copied."""
+    probs: list[float] = []
+    for logits_TV in target_logits:
+        tokens = copied[len(probs) : len(probs) + logits_TV.shape[0]]
+        tokens_T1 = torch.tensor([[token or 0] for token in tokens], device=logits_TV.device)
+        taken_T = logits_TV.float().softmax(-1).gather(-1, tokens_T1)[:, 0].tolist()
+        probs += [0.0 if token is None else prob for token, prob in zip(tokens, taken_T, strict=True)]
+    return tuple(round(prob, _KEPT_DIGITS) for prob in probs)
 
 
 def _as_kept(shares: Sequence[float]) -> tuple[float, ...]:

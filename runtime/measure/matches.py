@@ -16,6 +16,7 @@ class Match:
     num_tokens: int
     is_hit: bool
     share: float
+    token: int | None = None  # what followed it then
 
 
 def longest_matches(tokens: Sequence[int], first: int) -> list[Match]:
@@ -38,5 +39,6 @@ def longest_matches(tokens: Sequence[int], first: int) -> list[Match]:
             continue
         followers = sequence[1:position][lengths[1:position] == best]
         share = float((followers == followers[-1]).mean())
-        found.append(Match(best, bool(followers[-1] == sequence[position]), share))
+        token = int(followers[-1])
+        found.append(Match(best, token == sequence[position], share, token))
     return found

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from planner.budget import Budget, Wishes, plan_for_budget
-from planner.contracts.errors import NoFeasiblePlanError, UsageError
+from planner.budget import Budget, Wishes, check_memory, plan_for_budget
+from planner.contracts.errors import NoFeasiblePlanError, PlanMismatchError, UsageError
 from planner.contracts.model_shape import LayerShape, ModelShape, TensorGroup
 from planner.contracts.plan import CudaLink, DiskLink, Dtype, EmulatedLink, LinkChoice, NoDraft, Plan
 from planner.contracts.profile import MemoryMeasurement
 from planner.contracts.quantities import parse_bytes
-from planner.drafting import NO_DRAFTING, Drafting, chain
+from planner.drafting import NO_DRAFTING, Drafting, chain, tree
 from planner.memory import DEFAULT_OVERHEADS, Overheads
 
 MIB = 2**20
@@ -479,3 +479,21 @@ def test_plan_is_the_same_every_time(
 ) -> None:
     if is_feasible(target, draft, given, wanted):
         assert plan_for_budget(target, draft, given, wanted) == plan_for_budget(target, draft, given, wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"context_tokens": 1024}, "target_kv_bytes"),
+        ({"slots": 3}, "slots_bytes"),
+        ({"prefill_chunk_tokens": 4096}, "activations_bytes"),
+        ({"draft": tree(512, 4).of(DRAFT, "bf16", 0), "context_tokens": 513}, "target_kv_bytes"),
+    ],
+)
+def test_a_plan_that_counts_less_than_it_takes_is_refused_by_the_part(changes: dict[str, object], part: str) -> None:
+    plan = plan_for_budget(TARGET, DRAFT, budget(20 * MIB), wishes(drafting=tree(16, 4)))
+    check_memory(plan, TARGET, DRAFT)
+    with pytest.raises(PlanMismatchError, match=f"counts too little memory: {part}") as refused:
+        check_memory(plan.model_copy(update=changes), TARGET, DRAFT)
+    assert "changed by hand" in refused.value.why
+    assert refused.value.exit_code == 5

@@ -260,9 +260,9 @@ def test_no_number_is_lost_in_json(example: ContractFile) -> None:
 DRAFTS: list[Draft] = [
     NoDraft(),
     ChainDraft(model="m", fingerprint="f", draft_len=4, dtype="fp16"),
-    TreeDraft(model="m", fingerprint="f", num_nodes=64, max_depth=8, pass_nodes=16, dtype="bf16", device=1),
+    TreeDraft(model="m", fingerprint="f", num_nodes=48, max_depth=8, pass_nodes=16, dtype="bf16", device=1),
     NgramDraft(num_nodes=8, max_depth=8, min_match_tokens=2),
-    HybridDraft(model="m", fingerprint="f", num_nodes=64, max_depth=8, pass_nodes=16, min_match_tokens=2, dtype="fp32"),
+    HybridDraft(model="m", fingerprint="f", num_nodes=48, max_depth=8, pass_nodes=16, min_match_tokens=2, dtype="fp32"),
     SelfDraft(num_layers=8, draft_len=4),
 ]
 LINKS: list[LinkChoice] = [

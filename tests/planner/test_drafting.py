@@ -14,6 +14,7 @@ from planner.drafting import (
     drafting_of,
     draftings_for,
     ngram,
+    static,
     tree,
 )
 
@@ -49,6 +50,8 @@ def test_what_is_stated_is_all_there_is() -> None:
     assert {(entry.kind, entry.num_nodes) for entry in draftings_for("hybrid", num_nodes=20)} == {("hybrid", 20)}
     assert {entry.kind for entry in draftings_for(None, num_nodes=20)} == {"tree", "hybrid", "ngram"}
     assert draftings_for("none") == (NO_DRAFTING,)
+    assert draftings_for(None, num_nodes=6, is_static=True) == (static(tree(6, 4)),)
+    assert {(entry.kind, entry.is_static) for entry in draftings_for("tree", is_static=True)} == {("tree", True)}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,8 @@ def test_never_drafting_and_a_draft_do_not_go_together(stated: dict[str, object]
         (None, {"draft_len": 4, "num_nodes": 8}, "--draft-tree"),
         ("chain", {"num_nodes": 8}, "--draft-kind chain"),
         (None, {"draft_len": 4, "tiers": "1,2"}, "tiers"),
+        ("hybrid", {"is_static": True}, "--draft-static"),
+        (None, {"is_static": True, "draft_len": 4}, "--draft-static"),
     ],
 )
 def test_sizes_of_another_kind_are_refused(kind: str | None, sizes: dict[str, int | str], what: str) -> None:

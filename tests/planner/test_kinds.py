@@ -9,18 +9,19 @@ from made_up import DRAFT, MB, TARGET, profile, request, spread
 from planner.acceptance import chain_yield
 from planner.budget import plan_for_budget
 from planner.contracts.errors import UsageError
-from planner.contracts.plan import NgramDraft, TreeDraft
+from planner.contracts.plan import NgramDraft, Plan, RankPath, TreeDraft
 from planner.contracts.profile import (
     AcceptanceRecording,
     ComputeMeasurement,
     DraftMeasurement,
     Profile,
 )
-from planner.drafting import EVERY_DRAFTING, chain, ngram, tree
+from planner.drafting import EVERY_DRAFTING, chain, drafting_of, ngram, static, tree
 from planner.recommend import recommend
 from planner.round_costs import round_costs
 from planner.schedule import round_time_s
 from planner.search import plan_of, rank, scorer_for
+from planner.static_tree import best_static_tree, static_tree_yield
 from planner.terms import schedule_of
 
 TIGHT = 80 * MB
@@ -114,11 +115,25 @@ def test_only_what_was_asked_for_is_planned() -> None:
     assert {score.candidate.drafting.label for score in ranking.scores} == {"no draft", "tree of 16, depth 4"}
 
 
-def test_copies_are_refused_where_one_samples_and_not_priced_as_greedy_ones() -> None:
-    found = recommend(measured(is_repetitive=True), replace(request(TIGHT), is_sampled=True))
+def test_copies_are_not_priced_as_greedy_ones_where_one_samples() -> None:
+    asked = replace(request(TIGHT), is_sampled=True)
+    found = recommend(measured(is_repetitive=True), asked)
     assert {choice.draft_kind for choice in found.kinds} == {"none", "chain", "tree"}
     assert [refusal.draft for refusal in found.refused] == ["n-grams", "draft (hybrid)"]
-    assert all("where one samples" in refusal.why for refusal in found.refused)
+    assert "probabilities of matches" in found.refused[0].why
+    assert "where one samples" in found.refused[1].why
+
+
+@pytest.mark.parametrize(("prob", "best"), [(0.95, "ngram"), (0.1, "tree")])
+def test_n_grams_are_planned_for_sampled_text_by_how_probable_the_target_finds_copies(prob: float, best: str) -> None:
+    made = measured(is_repetitive=True)
+    texts = [
+        entry if entry.fingerprint else entry.model_copy(update={"match_probs": (prob,) * NUM_TOKENS})
+        for entry in made.acceptance
+    ]
+    asked = replace(request(TIGHT), is_sampled=True)
+    found = recommend(made.model_copy(update={"acceptance": tuple(texts)}), asked)
+    assert found.choice.draft_kind == best
 
 
 def test_a_chain_among_all_kinds_still_yields_what_the_replay_says() -> None:
@@ -203,3 +218,57 @@ def test_a_tree_larger_than_the_context_is_refused() -> None:
     sizes = {score.candidate.drafting for score in rank(measured(is_repetitive=False), asked).scores}
     assert sizes < set(EVERY_DRAFTING)
     assert max(size.num_nodes for size in sizes) < asked.wishes.context_tokens
+
+
+# trees of one shape
+
+
+def test_a_static_tree_is_planned_with_the_shape_that_replay_prefers_and_priced_by_it() -> None:
+    made, asked = measured(is_repetitive=False), replace(request(TIGHT), draftings=(static(tree(8, 4)),))
+    found = recommend(made, asked)
+    draft = found.plan.draft
+    assert isinstance(draft, TreeDraft)
+    recordings = [entry for entry in made.acceptance if entry.fingerprint is not None]
+    shape = best_static_tree(recordings, 8, 4, most_expanded=draft.pass_nodes)
+    assert set(draft.paths) == shape
+    assert found.choice.drafting == "static tree of 8, depth 4"
+    assert found.choice.tokens_per_round == pytest.approx(static_tree_yield(recordings, shape).mean)
+    assert found.plan.round_costs is None
+    assert drafting_of(draft) == replace(static(tree(8, 4)), paths=draft.paths)
+    assert Plan.model_validate_json(found.plan.to_json()) == found.plan
+
+
+def test_no_level_of_a_static_tree_has_more_parents_than_a_pass_expands() -> None:
+    recordings = [entry for entry in measured(is_repetitive=False).acceptance if entry.fingerprint is not None]
+    free, narrow = best_static_tree(recordings, 32, 4), best_static_tree(recordings, 32, 4, most_expanded=2)
+    parents = {path[:-1] for path in narrow}
+    assert max(sum(len(parent) == depth for parent in parents) for depth in range(4)) == 2
+    assert len(narrow) == len(free) == 32
+    assert static_tree_yield(recordings, narrow).mean < static_tree_yield(recordings, free).mean
+
+
+@pytest.mark.parametrize(("changes", "why"), [({"is_sampled": True}, "where one samples"), ({}, "without recordings")])
+def test_a_static_tree_that_nothing_predicts_is_refused_by_name(changes: dict[str, bool], why: str) -> None:
+    made = measured(is_repetitive=False)
+    if not changes:
+        made = made.model_copy(update={"acceptance": ()})
+    asked = replace(request(TIGHT), draftings=(static(tree(8, 4)),), **changes)  # type: ignore[arg-type]
+    found = recommend(made, asked)
+    assert found.choice.draft_kind == "none"
+    assert [refusal.draft for refusal in found.refused] == ["draft (tree)"]
+    assert why in found.refused[0].why
+
+
+@pytest.mark.parametrize(
+    ("paths", "fault"),
+    [
+        (((0,), (0, 0, 0)), "beginning"),
+        (((0,), (0,)), "each once"),
+        (((0,), (1,), (2,), (3,)), "as many as"),
+        (((0,), (0, 0), (0, 0, 0)), "max_depth"),
+        (((32,),), "ranks"),
+    ],
+)
+def test_paths_that_are_no_tree_are_refused(paths: tuple[RankPath, ...], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        TreeDraft(model="draft", fingerprint="0", num_nodes=3, max_depth=2, pass_nodes=2, paths=paths, dtype="fp32")

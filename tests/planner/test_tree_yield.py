@@ -287,6 +287,36 @@ def test_chances_of_copies_follow_the_texts_and_rest_on_the_table() -> None:
     assert Copies.of([of_text([5, 1, 0], [1, 1, 0])], 2).runs_T.tolist() == [2, -1, -1]
 
 
+# --- copies where one samples ---
+
+
+def with_probs(text: AcceptanceRecording, probs: Sequence[float]) -> AcceptanceRecording:
+    return text.model_copy(update={"match_probs": (0.0, *probs)})
+
+
+def test_sampled_copies_that_are_sure_or_hopeless_are_the_greedy_ones() -> None:
+    drawn = random.Random(3)
+    hits = [int(drawn.random() < 0.8) for _ in range(200)]
+    text = of_text([6] * 200, hits)
+    for num_nodes in (2, 8):
+        sampled = copies_yield([with_probs(text, list(map(float, hits)))], num_nodes, num_nodes, 1, is_sampled=True)
+        assert sampled == copies_yield([text], num_nodes, num_nodes, 1)
+
+
+def test_sampled_copies_are_taken_as_often_as_the_target_finds_them_probable() -> None:
+    # chains of two, all of which the text goes on with, each token with .5: 1 + .5 + .25 tokens per round
+    sure = with_probs(of_text([16] * 2000, [1] * 2000), [0.5] * 2000)
+    assert copies_yield([sure], 2, 2, 1, is_sampled=True).mean == pytest.approx(1.75, rel=2e-3)
+    # where the text goes on otherwise nothing is known of what follows a copy that was taken: 1 + .5
+    split = with_probs(of_text([16] * 2000, [0] * 2000), [0.5] * 2000)
+    assert copies_yield([split], 2, 2, 1, is_sampled=True).mean == pytest.approx(1.5, rel=2e-3)
+
+
+def test_copies_whose_probabilities_were_not_recorded_are_not_predicted_where_one_samples() -> None:
+    with pytest.raises(BadInputError, match=r"no recording.*\n?.*probabilities of matches"):
+        copies_yield([of_text([6] * 9, [1] * 9)], 4, 4, 1, is_sampled=True)
+
+
 # --- static trees ---
 
 

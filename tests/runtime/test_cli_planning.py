@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_models import TinyModel, placed
+from tiny_models import TinyModel, placed, recounted
 
 from planner.contracts.plan import ChainDraft, Device, Plan
 from planner.contracts.profile import Profile
@@ -147,7 +147,7 @@ def drafting_on(plan: Plan, index: int) -> Plan:
     """The plan with its draft on that one of two devices, both of them the CPU."""
     assert isinstance(plan.draft, ChainDraft)
     devices = (*plan.devices, Device(name="cpu", budget_bytes=2**30))[: index + 1]
-    return plan.model_copy(update={"devices": devices, "draft": plan.draft.model_copy(update={"device": index})})
+    return recounted(plan, devices=devices, draft=plan.draft.model_copy(update={"device": index}))
 
 
 def test_draft_on_the_host_proposes_what_it_would_beside_the_target(tiny_model: TinyModel) -> None:

@@ -21,9 +21,12 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from planner.contracts.plan import RankPath
 from runtime.cached import CachedModel
 from runtime.draft.base import Drafter
+from runtime.draft.costs import Costs
 from runtime.draft.model import ChainDrafter
+from runtime.draft.ngram import NgramDrafter
 from runtime.draft.steps import SteppedModel
 from runtime.draft.tree import TreeDrafter
 from runtime.model import StreamedModel
@@ -70,7 +73,9 @@ def chain_drafter(model: CachedModel, temperature: float = 0.0, kind: type[Chain
     )
 
 
-def tree_drafter(model: CachedModel, temperature: float = 0.0) -> Drafter:
+def tree_drafter(
+    model: CachedModel, temperature: float = 0.0, ngram: NgramDrafter | None = None, paths: Sequence[RankPath] = ()
+) -> Drafter:
     return TreeDrafter(
         model,
         SamplingSettings(temperature=temperature),
@@ -80,7 +85,26 @@ def tree_drafter(model: CachedModel, temperature: float = 0.0) -> Drafter:
         num_nodes=24,
         max_depth=TIERS[-1],
         pass_nodes=8,
+        ngram=ngram,
+        paths=paths,
     )
+
+
+def static_drafter(model: CachedModel) -> Drafter:
+    chain_of_first = [(0,) * depth for depth in range(1, TIERS[-1] + 1)]
+    return tree_drafter(model, paths=[*chain_of_first, (1,), (0, 1)])
+
+
+def hybrid_drafter(model: CachedModel) -> Drafter:
+    copies = NgramDrafter(
+        num_nodes=24,
+        max_depth=TIERS[-1],
+        min_match_tokens=1,
+        costs=Costs.free(),
+        corpus=None,
+        vocab_size=VOCAB_SIZE,
+    )
+    return tree_drafter(model, ngram=copies)
 
 
 MODELS: dict[str, MakeModel] = {"plain": plain, "stepped": stepped}
@@ -89,8 +113,11 @@ DRAFTERS: dict[str, MakeDrafter] = {
     "sampled chain": partial(chain_drafter, temperature=1.0),
     "tree": tree_drafter,
 }
+TREES: dict[str, MakeDrafter] = {"tree": tree_drafter, "static tree": static_drafter, "hybrid": hybrid_drafter}
+ALL = DRAFTERS | TREES
 EVERY_MODEL = pytest.mark.parametrize("make_model", MODELS.values(), ids=MODELS)
 EVERY_DRAFTER = pytest.mark.parametrize("make_drafter", DRAFTERS.values(), ids=DRAFTERS)
+EVERY_KIND = pytest.mark.parametrize("make_drafter", ALL.values(), ids=ALL)
 
 
 class Workspaces(ChainDrafter):
@@ -256,12 +283,12 @@ def growth_bytes(rounds: Rounds) -> tuple[int, int]:
 # --- claims ---
 
 
-@EVERY_DRAFTER
+@EVERY_KIND
 @EVERY_MODEL
 def test_no_storage_outlives_a_round(make_model: MakeModel, make_drafter: MakeDrafter, tiny_model: TinyModel) -> None:
     with warm_rounds(tiny_model("llama", "fp64"), make_model, make_drafter) as rounds:
         assert set(num_kept(rounds, LENGTHS)) == {0}
-        assert rounds.drafted == set(TIERS) or make_drafter is tree_drafter
+        assert rounds.drafted == set(TIERS) or make_drafter in TREES.values()
         assert rounds.drafted >= {1, 3}
 
 
@@ -274,7 +301,7 @@ def test_rows_of_a_sampled_tree_live_until_the_next_one(make_model: MakeModel, t
         assert kept[2] == kept[5]
 
 
-@EVERY_DRAFTER
+@EVERY_KIND
 @EVERY_MODEL
 def test_all_that_a_drafter_holds_stays_where_it_is(
     make_model: MakeModel, make_drafter: MakeDrafter, tiny_model: TinyModel

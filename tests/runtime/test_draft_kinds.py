@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from tiny_models import FAMILIES, TinyModel, placed, resident, stock_greedy
+from tiny_models import FAMILIES, TinyModel, placed, recounted, resident, stock_greedy
 
 from planner.contracts.copied_text import CORPUS_TOKEN_BYTES
 from planner.contracts.errors import BadInputError, ResourceFailureError
@@ -37,7 +37,7 @@ def plan_of(target: Path, draft: Path | None, drafting: Drafting, *, has_costs: 
     """A plan that streams all layers and drafts so."""
     plan = placed(target, draft=draft, context_tokens=96)
     drawn = make_plan(target, draft=draft, drafting=drafting, context_tokens=96).draft
-    return plan.model_copy(update={"draft": drawn, "round_costs": COSTS if has_costs else None})
+    return recounted(plan, draft=drawn, round_costs=COSTS if has_costs else None)
 
 
 def generated(engine: Engine, prompt: Sequence[int], sampling: SamplingSettings | None = None) -> list[int]:

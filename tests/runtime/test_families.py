@@ -21,6 +21,7 @@ from tiny_models import (
     TinyModel,
     copy_with_weights,
     placed,
+    recounted,
     resident,
     stock_greedy,
     twin_rows,
@@ -392,7 +393,7 @@ def test_recurrent_model_in_a_plan_with_a_draft_is_refused_by_name(
     target, draft = (recurrent, other) if role == "target" else (other, recurrent)
     shape = ModelShape.from_config(draft)
     chain = ChainDraft(model=str(draft), fingerprint=shape.fingerprint, draft_len=2, dtype="fp32")
-    plan = placed(target).model_copy(update={"draft": chain})
+    plan = recounted(placed(target), draft=chain)
     with pytest.raises(BadInputError, match=rf"{role}, a {model_type(recurrent)}, cannot speculate"):
         load(plan=plan)
 

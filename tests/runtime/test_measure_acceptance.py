@@ -43,7 +43,7 @@ def written(engine: Engine) -> tuple[list[int], list[int]]:
 def test_ranks_probabilities_and_overlaps_are_those_of_the_stock_models(tiny_model: TinyModel) -> None:
     target, draft = tiny_model("llama", "fp64"), tiny_model("llama", "fp64", noise=0.3)
     with opened(target, draft) as engine:
-        _, judged = recorded(engine)
+        of_text, judged = recorded(engine)
         prompt, text = written(engine)
     with torch.inference_mode():
         rows = torch.tensor([[*prompt, *text]])
@@ -58,6 +58,10 @@ def test_ranks_probabilities_and_overlaps_are_those_of_the_stock_models(tiny_mod
         assert judged.overlaps[index] == pytest.approx(float(torch.minimum(p, q).sum()), rel=1e-3)
         top = judged.top_probs[NUM_TOP_PROBS * index : NUM_TOP_PROBS * (index + 1)]
         assert top == pytest.approx(sorted(q.tolist(), reverse=True)[:NUM_TOP_PROBS], abs=1e-4)
+        copied = brute_force([*prompt, *text], len(prompt) + index).token
+        expected = 0.0 if copied is None else float(p[copied])
+        assert of_text.match_probs[index] == pytest.approx(expected, abs=1e-4)
+    assert any(of_text.match_probs)
 
 
 def accepted_by_replay(ranks: Sequence[int], draft_len: int) -> list[int]:
@@ -142,7 +146,7 @@ def brute_force(tokens: Sequence[int], position: int) -> Match:
         if length and length == best:
             followers.append(tokens[other])
     share = followers.count(followers[-1]) / len(followers) if best else 0.0
-    return Match(best, followers[-1] == tokens[position], share)
+    return Match(best, followers[-1] == tokens[position], share, followers[-1] if best else None)
 
 
 @pytest.mark.parametrize("num_kinds", [1, 2, 3, 9])

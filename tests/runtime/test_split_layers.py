@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from test_families import are_equal, cached_logits, generated, step_tokens, stock_logits, streaming
-from tiny_models import FAMILIES, FAST_LINK, NUM_LAYERS, RECURRENT_FAMILIES, VOCAB_SIZE, TinyModel, placed, resident
+from tiny_models import (
+    FAMILIES,
+    FAST_LINK,
+    NUM_LAYERS,
+    RECURRENT_FAMILIES,
+    VOCAB_SIZE,
+    TinyModel,
+    placed,
+    recounted,
+    resident,
+)
 from torch import nn
 
 from planner.budget import Budget, Wishes, plan_for_budget
@@ -65,8 +75,7 @@ class Setting:
         embedding, *others = [unit for unit in plan.units if unit.kind != "layer"]
         parts = [self._unit(plan, shape, kind, index) for kind, index in ALL]
         staging = Staging(num_buffers=2, buffer_bytes=max(unit.dense_bytes for unit in parts))
-        changes = {"units": (embedding, *parts, *others), "staging": staging if self.on_disk else None}
-        return Plan.model_validate(plan.model_copy(update=changes).model_dump())
+        return recounted(plan, units=(embedding, *parts, *others), staging=staging if self.on_disk else None)
 
     def _unit(self, plan: Plan, shape: ModelShape, kind: DecoderKind, index: int) -> Unit:
         is_streamed = (kind, index) in self.streamed

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import FAST_LINK, VOCAB_SIZE, TinyModel, copy_of, placed, resident, stock_greedy
+from tiny_models import FAST_LINK, VOCAB_SIZE, TinyModel, copy_of, placed, recounted, resident, stock_greedy
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -437,5 +437,5 @@ def test_refused_engine_gives_back_threads_and_files(tiny_model: TinyModel) -> N
         update={"model": str(draft), "fingerprint": runtime.make_plan(draft).target.fingerprint}
     )
     with nothing_left_open(), pytest.raises(BadInputError, match="cannot speculate") as caught:
-        runtime.load(plan=plan.model_copy(update={"draft": chain}))
+        runtime.load(plan=recounted(plan, draft=chain))
     assert caught.value.exit_code == 3

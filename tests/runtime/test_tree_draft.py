@@ -15,7 +15,7 @@ from made_up_model import Floats, MadeUpModel, made_up_row
 from tiny_models import FAMILIES, FAST_LINK, VOCAB_SIZE, TinyModel, placed, resident, stock_greedy
 
 from planner.contracts.model_folder import open_model_folder
-from planner.contracts.plan import RoundCosts
+from planner.contracts.plan import RankPath, RoundCosts
 from runtime.cached import CachedModel
 from runtime.checkpoint import Checkpoint
 from runtime.clock import RoundClock
@@ -64,6 +64,7 @@ def tree_drafter(
     vocab_size: int = VOCAB_SIZE,
     costs: Costs | None = None,
     ngram: NgramDrafter | None = None,
+    paths: Sequence[RankPath] = (),
 ) -> TreeDrafter:
     return TreeDrafter(
         model,
@@ -77,6 +78,7 @@ def tree_drafter(
         most_children=most_children,
         costs=costs,
         ngram=ngram,
+        paths=paths,
     )
 
 
