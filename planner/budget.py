@@ -20,7 +20,6 @@ from planner.memory import (
     MARGIN_FRAC,
     Overheads,
     activation_bytes,
-    kernel_bytes,
     step_bytes,
     tree_mask_bytes,
 )
@@ -264,10 +263,13 @@ def fixed_memory(target: ModelShape, draft: ModelShape | None, wishes: Wishes) -
 def _kernels_bytes(draft: ModelShape | None, wishes: Wishes) -> int:
     """Bytes of kernels for every width that passes on the CPU may have: those that verify, and over a tree's level."""
     drafting, is_cpu = wishes.drafting, wishes.device == "cpu"
-    num_widths = drafting.num_widths if is_cpu else 0
-    if draft is not None and drafting.draft_nodes and (is_cpu or wishes.draft_on_host):
-        num_widths += drafting.pass_nodes
-    return kernel_bytes(wishes.dtype, num_widths=num_widths)
+    has_levels = draft is not None and drafting.draft_nodes and (is_cpu or wishes.draft_on_host)
+    return wishes.overheads.kernels_bytes(
+        wishes.dtype,
+        num_widths=drafting.num_widths if is_cpu else 0,
+        num_draft_widths=drafting.pass_nodes if has_levels else 0,
+        has_draft=draft is not None,
+    )
 
 
 def _tree_kv_bytes(shape: ModelShape, wishes: Wishes, num_nodes: int) -> int:

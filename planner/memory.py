@@ -19,7 +19,8 @@ MARGIN_FRAC = 0.01
 SCATTER_BYTES = 2 * 2**20  # by which runs exceed the host overhead that a profile measured (docs/LOG.md)
 DRAFT_SCATTER_BYTES = 2**20
 ROUND_RECORD_BYTES = 2**11  # that a report keeps of each round
-_WIDTH_BYTES = 2 * 2**20  # of kernels that a CPU's library makes for each width of a 16-bit pass, and keeps
+_MEASURED_WIDTHS = 2  # of the chains with which a draft's overhead is measured
+WIDTH_BYTES = 7 * 2**19  # of kernels that a CPU's library makes for each width of a 16-bit pass, and keeps
 
 _FLOAT32_BYTES = 4
 _MASK_STRIDE = 16  # values, that rows of a mask are padded to
@@ -59,11 +60,6 @@ def step_bytes(shape: ModelShape, dtype: Dtype, *, pass_nodes: int, num_places: 
     return width * (num_places + shape.vocab_size) * DTYPE_BYTES[dtype]
 
 
-def kernel_bytes(dtype: Dtype, *, num_widths: int) -> int:
-    """Bytes of the kernels that passes of so many widths make on a CPU, beyond those of the first; docs/LOG.md."""
-    return num_widths * _WIDTH_BYTES if DTYPE_BYTES[dtype] == DTYPE_BYTES["bf16"] else 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overheads:
     """Bytes that libraries and devices take beside weights: measured, or the defaults above."""
@@ -71,6 +67,8 @@ class Overheads:
     host_bytes: int = HOST_OVERHEAD_BYTES
     draft_host_bytes: int = DRAFT_HOST_OVERHEAD_BYTES
     device_bytes: int = CUDA_OVERHEAD_BYTES
+    width_bytes: int | None = None  # of each width of the target's passes on a CPU; None: not measured
+    draft_width_bytes: int | None = None
     round_bytes: int = 0  # of host memory more for each round; the default's are in host_bytes
 
     @classmethod
@@ -88,8 +86,19 @@ class Overheads:
             host_bytes=found["host_overhead"] + SCATTER_BYTES,
             draft_host_bytes=DRAFT_HOST_OVERHEAD_BYTES if draft_bytes is None else draft_bytes + DRAFT_SCATTER_BYTES,
             device_bytes=device_bytes,
+            width_bytes=found.get("width"),
+            draft_width_bytes=found.get("draft_width"),
             round_bytes=ROUND_RECORD_BYTES,
         )
+
+    def kernels_bytes(self, dtype: Dtype, *, num_widths: int, num_draft_widths: int, has_draft: bool) -> int:
+        """Bytes of the kernels that passes of so many widths make on a CPU, beyond those of a measured draft's run."""
+        if has_draft and self.draft_width_bytes is not None:
+            num_widths = max(0, num_widths - _MEASURED_WIDTHS)
+        default_bytes = WIDTH_BYTES if DTYPE_BYTES[dtype] == DTYPE_BYTES["bf16"] else 0
+        width_bytes = default_bytes if self.width_bytes is None else self.width_bytes
+        draft_width_bytes = default_bytes if self.draft_width_bytes is None else self.draft_width_bytes
+        return num_widths * width_bytes + num_draft_widths * draft_width_bytes
 
 
 DEFAULT_OVERHEADS = Overheads()

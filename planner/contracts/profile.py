@@ -17,7 +17,7 @@ LinkName = Literal[
     "disk:cached", "disk:direct", "cuda", "cuda:pageable", "cuda:device_to_host", "host_memory", "emulated"
 ]
 Processor = Literal["device", "host"]
-MemoryPart = Literal["host_overhead", "draft_host_overhead", "device_overhead"]
+MemoryPart = Literal["host_overhead", "draft_host_overhead", "device_overhead", "width", "draft_width"]
 
 _Ints = Annotated[
     tuple[int, ...],
@@ -97,7 +97,11 @@ class DraftMeasurement(Contract):
 
 
 class MemoryMeasurement(Contract):
-    """Bytes that the system or the device counts beside weights, caches and activations."""
+    """Bytes that the system or the device counts beside weights, caches and activations.
+
+    `width` is what each further width of the target's passes takes on a CPU: its library makes kernels for each, and
+    keeps them; `draft_width` the same of the draft's.
+    """
 
     part: MemoryPart
     num_bytes: int = Field(ge=0)

@@ -58,8 +58,8 @@ def choose_plan(wanted: Wanted) -> Plan:
 
     What no plan could fit is refused before anything is measured. Raises: any DraftstreamError.
     """
-    by_memory = _plan_by_memory(wanted)
     wanted = replace(wanted, profile=wanted.profile or os.environ.get(_DEFAULT_PROFILE))
+    by_memory = _plan_by_memory(wanted)
     if wanted.profile == MEMORY_ALONE:
         return by_memory
     try:
@@ -182,10 +182,12 @@ def _drafting(wanted: Wanted) -> "Drafting":
         return NO_DRAFTING if wanted.draft is None else chain(_USUAL_NODES["chain"])
     context_tokens = _context_tokens(wanted)
     fitting = [entry for entry in wanted.draftings if entry.tree_nodes <= context_tokens]
-    return min(
+    usual = min(
         fitting or wanted.draftings,
         key=lambda entry: (abs(entry.num_nodes - _USUAL_NODES[entry.kind]), abs(entry.max_depth - _USUAL_DEPTH)),
     )
+    # only a profile gives a tree one shape; where none can be had after all, trees grow by confidence
+    return usual if wanted.profile == MEMORY_ALONE else replace(usual, is_static=False)
 
 
 def _context_tokens(wanted: Wanted) -> int:

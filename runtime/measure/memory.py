@@ -17,19 +17,24 @@ from planner.contracts.errors import NoFeasiblePlanError, ResourceFailureError
 from planner.contracts.plan import Dtype, LinkChoice, Plan
 from planner.contracts.profile import MemoryMeasurement
 from runtime.api import Limits, load, make_plan
+from runtime.cached import CachedModel
+from runtime.host import process_bytes
 
 _NEW_TOKENS = 24
 _CONTEXT_TOKENS = 256
 _LEAST_BUDGET_BYTES = 4 * 2**20
 _DRAFT_LEN = 4
+_MOST_WIDTH = 33  # of the passes whose kernels are counted
 
 
 def measure_memory(
     target: str, draft: str | None, dtype: Dtype, link: LinkChoice, max_context_tokens: int
 ) -> list[MemoryMeasurement]:
-    """The overheads of the host and of the device, and with a draft what that adds; both processes run at once.
+    """The overheads of the host and of the device, with a draft what that adds, and of each width on a CPU.
 
-    On a CPU, where the two cannot be told apart, all of it is the host's. Raises: ResourceFailureError.
+    On a CPU, where host and device cannot be told apart, all of it is the host's. The processes run at once.
+
+    Raises: ResourceFailureError.
     """
     context_tokens = min(_CONTEXT_TOKENS, max_context_tokens)
     drafts = [None] if draft is None else [None, draft]
@@ -39,9 +44,12 @@ def measure_memory(
     found = [MemoryMeasurement(part="host_overhead", num_bytes=over[0]["host"])]
     if link.kind == "cuda":
         found.append(MemoryMeasurement(part="device_overhead", num_bytes=over[0]["device"]))
+    else:
+        found.append(MemoryMeasurement(part="width", num_bytes=peaks[0]["width"]))
     if draft is not None:
         added = max(0, over[1]["host"] - over[0]["host"])
         found.append(MemoryMeasurement(part="draft_host_overhead", num_bytes=added))
+        found.append(MemoryMeasurement(part="draft_width", num_bytes=peaks[1]["draft_width"]))
     return found
 
 
@@ -121,9 +129,34 @@ def _run(plan: Plan, num_threads: int) -> dict[str, int]:
         for _ in generation:
             pass
         measured = generation.report().measured
+        peaks = {"width": _width_bytes(engine.target)}
+        if engine.draft is not None:
+            peaks["draft_width"] = _width_bytes(engine.draft)
     if measured.total_bytes is not None:
-        return {"total": measured.total_bytes}
-    return {"host": measured.host_bytes or 0, "device": measured.device_bytes or 0}
+        return {**peaks, "total": measured.total_bytes}
+    return {**peaks, "host": measured.host_bytes or 0, "device": measured.device_bytes or 0}
+
+
+def _width_bytes(model: CachedModel) -> int:
+    """Bytes that the process keeps for each further width of a model's passes, of which the widest has run before.
+
+    0 for a model that cannot forget tokens: it verifies one at a time.
+    """
+    if not model.can_roll_back:
+        return 0
+    widest = min(_MOST_WIDTH, model.context_tokens - 1)
+    model.reset()
+    model.forward([0], 1)
+
+    def run(width: int) -> None:
+        model.forward([0] * width, width)
+        model.drop(width)
+
+    run(widest)
+    before_bytes = process_bytes("VmRSS")
+    for width in range(2, widest):
+        run(width)
+    return max(0, process_bytes("VmRSS") - before_bytes) // max(1, widest - 2)
 
 
 if __name__ == "__main__":

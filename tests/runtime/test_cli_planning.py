@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_models import TinyModel, placed, recounted
 
-from planner.contracts.plan import ChainDraft, Device, Plan
+from planner.contracts.plan import ChainDraft, Device, Plan, TreeDraft
 from planner.contracts.profile import Profile
 from planner.contracts.report import Report
 from runtime.api import load
@@ -125,6 +125,23 @@ def test_first_run_of_a_model_measures_a_quick_profile_and_says_so(generate: Run
     assert report is not None
     assert report.predicted.generated_tokens_per_s
     assert "planned by the profile of" in generate(*model)[2]
+
+
+@pytest.mark.slow
+def test_a_static_tree_is_planned_by_the_profile_and_refused_without_one(
+    generate: Run, pair: tuple[str, ...], measured: Profile, tmp_path: Path
+) -> None:
+    file = tmp_path / "profile.json"
+    measured.write(file)
+    code, report, _ = generate(*pair, "--profile", str(file), "--draft-static", "--draft-tree", "6")
+    assert code == 0
+    assert report is not None
+    assert isinstance(report.plan.draft, TreeDraft)
+    assert report.plan.draft.paths
+    assert {entry.num_draft_tokens for entry in report.rounds[:1]} == {len(report.plan.draft.paths)}
+    code, _, err = generate(*pair, "--profile", "none", "--draft-static")
+    assert code == 2
+    assert "without a profile" in err
 
 
 @pytest.mark.slow

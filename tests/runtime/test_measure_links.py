@@ -79,7 +79,8 @@ def test_machine_is_told_by_what_was_measured_and_nothing_else(tiny_model: TinyM
 def test_overheads_of_real_runs_are_some_megabytes(tiny_model: TinyModel) -> None:
     folder = str(tiny_model("llama"))
     found = {entry.part: entry.num_bytes for entry in measure_memory(folder, folder, "fp32", DiskLink(), 512)}
-    assert set(found) == {"host_overhead", "draft_host_overhead"}
+    assert set(found) == {"host_overhead", "draft_host_overhead", "width", "draft_width"}
+    assert found["width"] < 2**20  # kernels of 32 bits are one for all widths
     assert 2**20 < found["host_overhead"] < 2**28
 
 
@@ -95,7 +96,7 @@ def test_overheads_are_those_of_as_many_threads_as_the_profile_computes_on(
             started.append(command)
 
         def communicate(self) -> tuple[str, str]:
-            return '{"total": 0}', ""
+            return '{"total": 0, "width": 0}', ""
 
         def kill(self) -> None: ...
 
