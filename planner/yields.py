@@ -109,8 +109,14 @@ class Yields:
                 remedy="planner profile, and greedy text; or a tree that grows by confidence, without --draft-static",
             )
         paths = self.settled(fingerprint, drafting).paths
+        if not paths:
+            raise BadInputError(
+                "no tree of one shape would bring anything",
+                why="none of the draft's choices was right anywhere in the recordings",
+                remedy="another draft, or n-grams",
+            )
         found = static_tree_yield(self._recordings(fingerprint), frozenset(paths))
-        return replace(found, mean_nodes=float(len(paths)), mean_passes=float(max(map(len, paths), default=0)))
+        return replace(found, mean_nodes=float(len(paths)), mean_passes=float(max(map(len, paths))))
 
     def _published(self, fingerprint: str, drafting: Drafting) -> Yield:
         name = next(draft.name for draft in self._profile.drafts if draft.fingerprint == fingerprint)

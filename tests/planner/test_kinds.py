@@ -247,13 +247,19 @@ def test_no_level_of_a_static_tree_has_more_parents_than_a_pass_expands() -> Non
     assert static_tree_yield(recordings, narrow).mean < static_tree_yield(recordings, free).mean
 
 
-@pytest.mark.parametrize(("changes", "why"), [({"is_sampled": True}, "where one samples"), ({}, "without recordings")])
-def test_a_static_tree_that_nothing_predicts_is_refused_by_name(changes: dict[str, bool], why: str) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "is_sampled", "why"),
+    [(0, True, "where one samples"), (None, False, "without recordings"), (64, False, "none of the draft's choices")],
+)
+def test_a_static_tree_that_nothing_predicts_is_refused_by_name(ranks: int | None, is_sampled: bool, why: str) -> None:
     made = measured(is_repetitive=False)
-    if not changes:
-        made = made.model_copy(update={"acceptance": ()})
-    asked = replace(request(TIGHT), draftings=(static(tree(8, 4)),), **changes)  # type: ignore[arg-type]
-    found = recommend(made, asked)
+    kept = [
+        entry.model_copy(update={"ranks": (ranks,) * len(entry.ranks)})
+        for entry in made.acceptance
+        if ranks is not None
+    ]
+    asked = replace(request(TIGHT), draftings=(static(tree(8, 4)),), is_sampled=is_sampled)
+    found = recommend(made.model_copy(update={"acceptance": tuple(kept)}), asked)
     assert found.choice.draft_kind == "none"
     assert [refusal.draft for refusal in found.refused] == ["draft (tree)"]
     assert why in found.refused[0].why
