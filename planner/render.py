@@ -13,7 +13,7 @@ from rich.text import Text
 from planner.contracts.performance import Performance
 from planner.contracts.plan import ChainDraft, HybridDraft, NgramDraft, Plan, TreeDraft
 from planner.contracts.quantities import format_bytes, format_s, format_tokens_per_s, tokens_per_s_digits
-from planner.contracts.recommendation import Choice, Crossover, Recommendation, Rival
+from planner.contracts.recommendation import Choice, Crossover, Recommendation, Rival, UnpricedRival
 
 _COLUMNS_IN_A_FILE = 120
 COMPARED = ("", "tok/s (P10-P90)", "first token", "draft", "how", "slots", "resident", "binds", "best other engine")
@@ -96,12 +96,13 @@ def sections(recommendation: Recommendation, *, explain: bool) -> Iterator[Secti
             for price in recommendation.prices
         ]
         yield Section(title="what more would give", lines=lines)
-    if recommendation.rivals:
+    if recommendation.rivals or recommendation.unpriced_rivals:
         rivals = _shown(recommendation.rivals, explain=explain)
         lines = [_rival(entry, recommendation.choice) for entry in rivals]
         yield Section(title="other engines, from the same numbers", lines=lines)
 
 
+        lines += _without_price(recommendation, explain=explain)
 def show_comparison(rows: Sequence[tuple[str, Recommendation]], failures: Sequence[tuple[str, str]]) -> None:
     """Print several recommendations as a table, one row each, and below it what could not be planned and why."""
     table = Table(box=None, padding=(0, 2), pad_edge=False)
@@ -252,6 +253,16 @@ def _explain(console: Console, recommendation: Recommendation) -> None:
                 f"{point.tokens_per_round:.2f}",
                 format_s(point.round_s),
                 f"{point.tokens_per_s:.2f}",
+def _without_price(recommendation: Recommendation, *, explain: bool) -> list[str]:
+    """Engines without a price and why: all of them, or one of each kind that has none at all."""
+    first: dict[str, UnpricedRival] = {}
+    for entry in recommendation.unpriced_rivals:
+        if all(entry.name != rival.name for rival in recommendation.rivals):
+            first.setdefault(entry.name, entry)
+    found = recommendation.unpriced_rivals if explain else first.values()
+    return [f"{entry.name}{f' with {entry.draft}' * bool(entry.draft)}: not priced: {entry.why}" for entry in found]
+
+
                 f"{point.speedup_frac:.2f}",
             )
         console.print(table)

@@ -116,6 +116,7 @@ def make_plan(
     num_slots: int = 2,
     dtype: Dtype | None = None,
     link: LinkChoice | str | None = None,
+    draft_on_host: bool = False,
     corpus_tokens: int = 0,
 ) -> Plan:
     """A plan that fits this machine and the limits; nothing is loaded. `drafting` is another kind than a chain.
@@ -150,6 +151,7 @@ def make_plan(
         link=link,
         device=str(device),
         num_slots=num_slots,
+        draft_on_host=draft_on_host and isinstance(link, CudaLink),
         corpus_tokens=corpus_tokens,
     )
     return plan_for_budget(target_shape, draft_shape, budget_for(limits or Limits(), device), wishes)
@@ -166,6 +168,7 @@ def plan_by_profile(
     link: LinkChoice | str | None = None,
     never_speculate: bool = False,
     is_sampled: bool = False,
+    draft_on_host: bool = False,
     corpus_tokens: int = 0,
 ) -> Plan:
     """The best plan by what was measured, with predictions; what is None is the planner's to choose.
@@ -187,6 +190,7 @@ def plan_by_profile(
         context_tokens=context_tokens,
         draftings=draftings,
         num_slots=num_slots,
+        draft_on_host=draft_on_host,
         corpus_tokens=corpus_tokens,
     )
     request = replace(request, never_speculate=never_speculate, is_sampled=is_sampled)

@@ -162,9 +162,14 @@ def _layers(measured: Profile) -> Iterator[str]:
 def _drafts(measured: Profile) -> Iterator[str]:
     for shape in measured.drafts:
         rows = [row for row in measured.draft_passes if row.fingerprint == shape.fingerprint and row.num_tokens == 1]
-        if rows:
-            row = min(rows, key=lambda row: (row.load_bytes_per_s, row.context_tokens))
-            yield f"draft {shape.name}: {format_s(row.duration_s.median)} a token"
+        times = []
+        for processor, where in (("device", ""), ("host", " on the CPU")):
+            alike = [row for row in rows if row.processor == processor]
+            if alike:
+                row = min(alike, key=lambda row: (row.load_bytes_per_s, row.context_tokens))
+                times.append(f"{format_s(row.duration_s.median)} a token{where}")
+        if times:
+            yield f"draft {shape.name}: {', '.join(times)}"
 
 
 def _acceptance(measured: Profile) -> Iterator[str]:

@@ -50,6 +50,7 @@ class Wanted:
     limits: Limits
     is_sampled: bool
     is_quiet: bool
+    draft_on_host: bool = False
     corpus_tokens: int = 0
 
 
@@ -59,6 +60,8 @@ def choose_plan(wanted: Wanted) -> Plan:
     What no plan could fit is refused before anything is measured. Raises: any DraftstreamError.
     """
     by_memory = _plan_by_memory(wanted)
+    if wanted.draft_on_host and by_memory.link.kind != "cuda":
+        _say(wanted, "--draft-on-host changes nothing: the device that verifies is the host already")
     wanted = replace(wanted, profile=wanted.profile or os.environ.get(_DEFAULT_PROFILE))
     if wanted.profile == MEMORY_ALONE:
         return by_memory
@@ -145,6 +148,7 @@ def _plan_by(profile: Profile, wanted: Wanted) -> Plan:
         link=wanted.link,
         never_speculate=wanted.no_spec,
         is_sampled=wanted.is_sampled,
+        draft_on_host=wanted.draft_on_host,
         corpus_tokens=wanted.corpus_tokens,
     )
 
@@ -162,6 +166,7 @@ def _plan_by_memory(wanted: Wanted) -> Plan:
             num_slots=num_slots,
             dtype=wanted.dtype,
             link=wanted.link,
+            draft_on_host=wanted.draft_on_host,
             corpus_tokens=wanted.corpus_tokens,
         )
 
