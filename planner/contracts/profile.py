@@ -14,7 +14,14 @@ from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import Dtype, UnitKind
 
 LinkName = Literal[
-    "disk:cached", "disk:direct", "cuda", "cuda:pageable", "cuda:device_to_host", "host_memory", "emulated"
+    "disk:cached",
+    "disk:direct",
+    "cuda",
+    "cuda:pageable",
+    "cuda:device_to_host",
+    "cuda:pageable_device_to_host",
+    "host_memory",
+    "emulated",
 ]
 Processor = Literal["device", "host"]
 MemoryPart = Literal["host_overhead", "draft_host_overhead", "device_overhead"]

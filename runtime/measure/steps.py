@@ -13,7 +13,7 @@ from runtime.measure.acceptance import RecordingLimits, record
 from runtime.measure.bench import CPU, Bench, Subject
 from runtime.measure.compute import compute_table, edge_rows, measure_passes
 from runtime.measure.journal import Findings
-from runtime.measure.links import CudaPath, measure_cuda, measure_disk, measure_host_memory, region_sizes
+from runtime.measure.links import CUDA_PATHS, CudaPath, measure_cuda, measure_disk, measure_host_memory, region_sizes
 from runtime.measure.memory import measure_memory
 from runtime.measure.ngrams import measure_ngrams
 from runtime.measure.prompts import Prompt, round_robin
@@ -36,13 +36,12 @@ def all_steps(bench: Bench) -> list[Step]:
 
 def _link_steps(bench: Bench) -> Iterator[Step]:
     modes: tuple[Literal["cached", "direct"], ...] = ("cached", "direct")
-    paths: tuple[CudaPath, ...] = ("cuda", "cuda:pageable", "cuda:device_to_host")
     for is_loaded in (False, True):
         suffix = ", loaded" if is_loaded else ""
         yield Step(group="links", name=f"host memory{suffix}", run=partial(_host_memory, bench, is_loaded))
         for mode in modes:
             yield Step(group="links", name=f"disk {mode}{suffix}", run=partial(_disk, bench, mode, is_loaded))
-        for path in paths if bench.subject.device.type == "cuda" else ():
+        for path in CUDA_PATHS if bench.subject.device.type == "cuda" else ():
             yield Step(group="links", name=f"{path}{suffix}", run=partial(_cuda, bench, path, is_loaded))
 
 
@@ -100,8 +99,8 @@ def _round_steps(bench: Bench) -> Iterator[Step]:
     base = subject.base_context_tokens
     plain = partial(_rounds, bench, None, None, base)
     yield Step(group="rounds", name=f"plain after {base} tokens", run=plain)
-        yield Step(group="rounds", name="n-grams", run=partial(_ngrams, bench))
     if bench.twin(None).cached.why_no_trees is None:
+        yield Step(group="rounds", name="n-grams", run=partial(_ngrams, bench))
     for index in range(len(subject.draft_names)):
         yield from _draft_steps(bench, index, "device")
         if subject.has_host_beside:
