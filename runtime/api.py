@@ -30,7 +30,7 @@ from planner.contracts.plan import (
     Workload,
 )
 from planner.contracts.profile import Profile
-from planner.contracts.quantities import format_bytes, parse_bytes
+from planner.contracts.quantities import format_bytes, parse_bytes, parse_headroom
 from runtime.checkpoint import Checkpoint
 from runtime.draft.corpus import Corpus, num_corpus_tokens, read_texts, with_corpus
 from runtime.engine import Engine, Generation, Token, cannot_roll_back
@@ -317,7 +317,7 @@ def budget_for(limits: Limits, device: torch.device) -> Budget:
 
     free_bytes = free_device_bytes(device)
     asked_bytes = _bytes(limits.device)
-    headroom_bytes = _bytes(limits.headroom)
+    headroom_bytes = _headroom_bytes(limits)
     if headroom_bytes is None:
         headroom_bytes = 0 if asked_bytes is not None else _DEFAULT_HEADROOM_BYTES
     usable_bytes = free_bytes - headroom_bytes
@@ -338,12 +338,16 @@ def budget_for(limits: Limits, device: torch.device) -> Budget:
         target_bytes=_bytes(limits.target),
         draft_bytes=_bytes(limits.draft),
         free_bytes=free_bytes,
-        headroom_bytes=_bytes(limits.headroom) or 0,
+        headroom_bytes=_headroom_bytes(limits) or 0,
     )
 
 
 def _bytes(size: str | int | None) -> int | None:
     return parse_bytes(size) if isinstance(size, str) else size
+
+
+def _headroom_bytes(limits: Limits) -> int | None:
+    return parse_headroom(limits.headroom) if isinstance(limits.headroom, str) else limits.headroom
 
 
 def _check_draft_kind(plan: Plan) -> None:

@@ -169,4 +169,5 @@ class Profile(ContractFile):
     acceptance: tuple[AcceptanceRecording, ...] = ()
     curves: tuple[AcceptanceCurve, ...] = ()
     drift_frac: float | None = Field(default=None, ge=0)  # of the sentinel above its best, by the worst step
+    num_steps_missing: int = Field(default=0, ge=0)  # that a deadline left out; older profiles do not say
     notes: tuple[str, ...] = ()
