@@ -216,7 +216,10 @@ def _check_is_of(profile: Profile, wanted: Wanted) -> None:
             why="compute and copies take other times in another precision",
             remedy=f"planner profile {wanted.target} --dtype {wanted.dtype}",
         )
-    remedy = f"planner profile {wanted.target}, or --profile {MEMORY_ALONE}"
+    remedy = (
+        f"planner profile {wanted.target}, or --profile {MEMORY_ALONE}; or planner recommend {wanted.profile} --force, "
+        "which plans by its numbers all the same, however far off they are here"
+    )
     check_measured_here(profile, machine_fingerprint(), versions(), remedy)
 
 
