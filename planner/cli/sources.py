@@ -1,5 +1,6 @@
 """Where a recommendation's numbers come from: a profile of this machine, or the catalogue; and what may be taken."""
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -170,7 +171,7 @@ def _profile_here(asked: Asked) -> Profile:
     from runtime.measure.profile import profile_key
 
     if asked.profile is not None:
-        profile = Profile.read(asked.profile)
+        profile = _read_profile(asked.profile)
         if not asked.force:
             check_measured_here(profile, machine_fingerprint(), versions(), _REMEASURE)
         _check_target(profile, asked.target)
@@ -187,6 +188,23 @@ def _profile_here(asked: Asked) -> Profile:
             "measured with others; or --machine, to plan from the catalogue",
         )
     return cached
+
+
+def _read_profile(path: Path) -> Profile:
+    """The profile in the file. Raises: BadInputError, saying where a report of a run belongs."""
+    try:
+        return Profile.read(path)
+    except BadInputError as error:
+        is_report = False
+        with contextlib.suppress(BadInputError):
+            is_report = kind_of(path) is Report
+        if not is_report:
+            raise
+        raise BadInputError(
+            f"{path} is a report of a run",
+            why="plans are made by what planner profile measured, and reports correct it",
+            remedy=f"planner recommend --calibrate {path}",
+        ) from error
 
 
 def _check_target(profile: Profile, target: str | None) -> None:

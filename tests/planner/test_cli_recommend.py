@@ -362,6 +362,9 @@ def test_what_is_no_report_does_not_calibrate(planner: Run, elsewhere: Path, tmp
     ):
         found, _, err = planner("recommend", str(elsewhere), "--force", *SIZES, *arguments)
         assert (found, text in err) == (code, True), err
+    found, _, err = planner("recommend", run)
+    assert found == 3
+    assert f"try: planner recommend --calibrate {run}" in err
     found, _, err = planner("recommend", str(elsewhere), "--force", *SIZES[:-1], "disk:cached", "--calibrate", run)
     assert found == 3
     assert "it ran over the link emulated" in err
