@@ -44,7 +44,7 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
     runner_up = _runner_up(ranking)
     drafts = () if request.never_speculate else profile.drafts
     is_streaming = best.candidate.placement.num_slots > 0
-    priced = rivals(scorer, drafts, request) if is_streaming else ()
+    priced, unpriced = rivals(scorer, drafts, request) if is_streaming else ((), ())
     return Recommendation(
         answer=answer_of(best),
         plan=plan,
@@ -62,6 +62,7 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
         ),
         prices=tuple(prices(profile, request, best, scorer)),
         rivals=priced,
+        unpriced_rivals=unpriced,
         refused=tuple(Refusal(draft=name, why=why) for name, why in ranking.refused),
         num_scored=len(ranking.scores),
         basis=basis_of(profile),
@@ -304,6 +305,8 @@ def _warnings(profile: Profile, request: Request, plan: Plan) -> tuple[str, ...]
     warnings = list(profile.notes) if profile.kind == "measured" else []
     if profile.kind == "estimated":
         warnings.append("estimates have wide intervals; planner profile narrows them")
+    if request.draft_on_host and not request.wishes.draft_on_host:
+        warnings.append("--draft-on-host changes nothing: the device that verifies is the host already")
     drafted = plan.draft.kind != "none"
     for curve in profile.curves:
         if drafted and not curve.is_same_pair and getattr(plan.draft, "model", None) == curve.draft:

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from planner.contracts.link_text import link_text
 from planner.contracts.performance import Performance
-from planner.contracts.plan import ChainDraft, HybridDraft, NgramDraft, Plan, TreeDraft
+from planner.contracts.plan import ChainDraft, HybridDraft, ModelDraft, NgramDraft, NoDraft, Plan, TreeDraft
 from planner.contracts.quantities import format_bytes, format_s, format_tokens_per_s, tokens_per_s_digits
-from planner.contracts.recommendation import Choice, Crossover, Recommendation, Rival
+from planner.contracts.recommendation import Choice, Crossover, Recommendation, Rival, UnpricedRival
 
 _COLUMNS_IN_A_FILE = 120
 COMPARED = ("", "tok/s (P10-P90)", "first token", "draft", "how", "slots", "resident", "binds", "best other engine")
+_CAPS = ("target", "draft", "host")
 _BY_NAME = "catalogue:"  # how the fingerprints begin of models that nobody has opened
 
 
@@ -42,6 +44,7 @@ def show_recommendation(
     explain: bool,
     is_sampled: bool = False,
     num_threads: int | None = None,
+    memory: Mapping[str, str | None] | None = None,
 ) -> None:
     """Print one recommendation; with `explain` every draft length, rival and refusal."""
     console = console_for_stdout()
@@ -65,7 +68,7 @@ def show_recommendation(
     console.print()
     if not is_here:
         console.print(f"the plan for that machine: {plan_path}; there, with the models' folders:", markup=False)
-    line = command_line(plan, plan_path, is_sampled=is_sampled, num_threads=num_threads)
+    line = command_line(plan, plan_path, is_sampled=is_sampled, num_threads=num_threads, memory=memory)
     console.print(line, style="bold", markup=False)
 
 
@@ -96,9 +99,10 @@ def sections(recommendation: Recommendation, *, explain: bool) -> Iterator[Secti
             for price in recommendation.prices
         ]
         yield Section(title="what more would give", lines=lines)
-    if recommendation.rivals:
+    if recommendation.rivals or recommendation.unpriced_rivals:
         rivals = _shown(recommendation.rivals, explain=explain)
         lines = [_rival(entry, recommendation.choice) for entry in rivals]
+        lines += _without_price(recommendation, explain=explain)
         yield Section(title="other engines, from the same numbers", lines=lines)
 
 
@@ -133,12 +137,26 @@ def compared_row(label: str, entry: Recommendation) -> tuple[str, ...]:
     )
 
 
-def command_line(plan: Plan, path: Path, *, is_sampled: bool = False, num_threads: int | None = None) -> str:
-    """What to paste to run the plan, or one like it where the models are known by name only."""
+def command_line(
+    plan: Plan,
+    path: Path,
+    *,
+    is_sampled: bool = False,
+    num_threads: int | None = None,
+    memory: Mapping[str, str | None] | None = None,
+) -> str:
+    """What to paste to run the plan, or where models are known by name only, to plan the same there and run that.
+
+    `memory` are the caps that were asked for, by what they hold for; the device's is in the plan.
+    """
     words = ["runtime generate"]
     if plan.target.fingerprint.startswith(_BY_NAME):
-        words += [f"-m {plan.target.name}", f"--device-memory {plan.devices[0].budget_bytes // 2**20}MiB"]
+        words += [f"-m {shlex.quote(plan.target.name)}", f"--dtype {plan.dtype}", f"--link {link_text(plan.link)}"]
+        words += [f"--device-memory {plan.devices[0].budget_bytes // 2**20}MiB"]
+        caps = {name: (memory or {}).get(name) for name in _CAPS}
+        words += [f"--{name}-memory {shlex.quote(size)}" for name, size in caps.items() if size is not None]
         words += [f"--ctx-size {plan.context_tokens}"]
+        words += [f"--slots {plan.slots}"] * (plan.slots > 0)
         words += _draft_flags(plan)
     else:
         words += [f"--plan {shlex.quote(str(path))}"]
@@ -148,15 +166,17 @@ def command_line(plan: Plan, path: Path, *, is_sampled: bool = False, num_thread
 
 
 def _draft_flags(plan: Plan) -> list[str]:
-    match plan.draft:
-        case ChainDraft(model=model, draft_len=draft_len):
-            return [f"-md {model}", f"--draft-len {draft_len}"]
+    draft = plan.draft
+    words = ["--draft-on-host"] if isinstance(draft, ModelDraft) and draft.device != 0 else []
+    match draft:
+        case NoDraft():
+            return ["--no-spec"]
+        case ChainDraft(tiers=tiers):
+            size = f"--draft-tiers {','.join(map(str, tiers))}" if tiers else f"--draft-len {draft.draft_len}"
+            return [f"-md {shlex.quote(draft.model)}", size, *words]
         case TreeDraft() | HybridDraft():
-            return [
-                f"-md {plan.draft.model}",
-                f"--draft-kind {plan.draft.kind}",
-                f"--draft-tree {plan.draft.num_nodes}",
-            ]
+            size = f"--draft-kind {draft.kind} --draft-tree {draft.num_nodes}"
+            return [f"-md {shlex.quote(draft.model)}", size, *words]
         case NgramDraft(num_nodes=num_nodes):
             return ["--draft-kind ngram", f"--draft-tree {num_nodes}"]
     return []
@@ -231,6 +251,16 @@ def _shown(rivals: Iterable[Rival], *, explain: bool) -> list[Rival]:
     for rival in rivals:
         fastest.setdefault(rival.name, rival)
     return list(fastest.values())
+
+
+def _without_price(recommendation: Recommendation, *, explain: bool) -> list[str]:
+    """Engines without a price and why: all of them, or one of each kind that has none at all."""
+    first: dict[str, UnpricedRival] = {}
+    for entry in recommendation.unpriced_rivals:
+        if all(entry.name != rival.name for rival in recommendation.rivals):
+            first.setdefault(entry.name, entry)
+    found = recommendation.unpriced_rivals if explain else first.values()
+    return [f"{entry.name}{f' with {entry.draft}' * bool(entry.draft)}: not priced: {entry.why}" for entry in found]
 
 
 def _rival(rival: Rival, choice: Choice) -> str:

@@ -53,6 +53,7 @@ class Request:
     resident_only: bool = False
     never_speculate: bool = False
     is_sampled: bool = False
+    draft_on_host: bool = False  # as asked for; in `wishes` only where the host is another processor than the device
     error: ModelError | None = None
     hazard_gain: float = 0.0
 
@@ -95,6 +96,7 @@ def request_for(
         workload=workload,
         draftings=EVERY_DRAFTING if draftings is None else tuple(draftings),
         slot_counts=SLOT_COUNTS if num_slots is None else (num_slots,),
+        draft_on_host=draft_on_host,
     )
 
 

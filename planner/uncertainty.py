@@ -75,7 +75,9 @@ def prior(profile: Profile, link: LinkChoice) -> ModelError:
     frac = dict(_PRIORS[profile.kind])
     stated: dict[Component, float] = {
         "link": spread_frac([entry for entry in profile.links if entry.link == link_name(link)]),
-        "compute": spread_frac([entry for entry in profile.compute if entry.unit == "layer"]),
+        "compute": spread_frac(
+            [entry for entry in profile.compute if (entry.unit, entry.processor) == ("layer", "device")]
+        ),
         "draft": spread_frac(profile.draft_passes),
     }
     frac.update({name: math.hypot(frac[name], spread) for name, spread in stated.items()})

@@ -30,7 +30,7 @@ from planner.contracts.plan import (
     Workload,
 )
 from planner.contracts.profile import Profile
-from planner.contracts.quantities import format_bytes, parse_bytes
+from planner.contracts.quantities import format_bytes, parse_bytes, parse_headroom
 from runtime.checkpoint import Checkpoint
 from runtime.draft.corpus import Corpus, num_corpus_tokens, read_texts, with_corpus
 from runtime.engine import Engine, Generation, Token, cannot_roll_back
@@ -119,6 +119,7 @@ def make_plan(
     num_slots: int = 2,
     dtype: Dtype | None = None,
     link: LinkChoice | str | None = None,
+    draft_on_host: bool = False,
     corpus_tokens: int = 0,
 ) -> Plan:
     """A plan that fits this machine and the limits; nothing is loaded. `drafting` is another kind than a chain.
@@ -159,6 +160,7 @@ def make_plan(
         link=link,
         device=str(device),
         num_slots=num_slots,
+        draft_on_host=draft_on_host and isinstance(link, CudaLink),
         corpus_tokens=corpus_tokens,
     )
     return plan_for_budget(target_shape, draft_shape, budget_for(limits or Limits(), device), wishes)
@@ -175,6 +177,7 @@ def plan_by_profile(
     link: LinkChoice | str | None = None,
     never_speculate: bool = False,
     is_sampled: bool = False,
+    draft_on_host: bool = False,
     corpus_tokens: int = 0,
 ) -> Plan:
     """The best plan by what was measured, with predictions; what is None is the planner's to choose.
@@ -196,6 +199,7 @@ def plan_by_profile(
         context_tokens=context_tokens,
         draftings=draftings,
         num_slots=num_slots,
+        draft_on_host=draft_on_host,
         corpus_tokens=corpus_tokens,
     )
     request = replace(request, never_speculate=never_speculate, is_sampled=is_sampled)
@@ -329,7 +333,7 @@ def budget_for(limits: Limits, device: torch.device) -> Budget:
 
     free_bytes = free_device_bytes(device)
     asked_bytes = _bytes(limits.device)
-    headroom_bytes = _bytes(limits.headroom)
+    headroom_bytes = _headroom_bytes(limits)
     if headroom_bytes is None:
         headroom_bytes = 0 if asked_bytes is not None else _DEFAULT_HEADROOM_BYTES
     usable_bytes = free_bytes - headroom_bytes
@@ -350,12 +354,16 @@ def budget_for(limits: Limits, device: torch.device) -> Budget:
         target_bytes=_bytes(limits.target),
         draft_bytes=_bytes(limits.draft),
         free_bytes=free_bytes,
-        headroom_bytes=_bytes(limits.headroom) or 0,
+        headroom_bytes=_headroom_bytes(limits) or 0,
     )
 
 
 def _bytes(size: str | int | None) -> int | None:
     return parse_bytes(size) if isinstance(size, str) else size
+
+
+def _headroom_bytes(limits: Limits) -> int | None:
+    return parse_headroom(limits.headroom) if isinstance(limits.headroom, str) else limits.headroom
 
 
 def _check_draft_kind(plan: Plan) -> None:

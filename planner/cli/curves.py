@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from planner.contracts.errors import BadInputError
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.profile import AcceptanceCurve
+from planner.contracts.untrusted_files import shown
 
 if TYPE_CHECKING:
     from planner.drafts import PublishedPair
@@ -18,11 +19,12 @@ _USUAL_TEXT = "chat"
 def curves_for(target: ModelShape, drafts: Sequence[ModelShape], domain: str | None) -> list[AcceptanceCurve]:
     """Acceptance of each draft: published of the pair or of its family, else assumed from pairs of like sizes.
 
-    Raises: BadInputError, where both are of the catalogue and their tokenizers differ.
+    Raises: BadInputError, where both are of the catalogue and their tokenizers differ, or nobody knows such texts.
     """
     from planner.drafts import assumed_curve
     from profiles import catalogue
 
+    _check_text(domain)
     text = domain or _USUAL_TEXT
     target_name = _catalogue_name(target)
     found = []
@@ -34,6 +36,19 @@ def curves_for(target: ModelShape, drafts: Sequence[ModelShape], domain: str | N
             curve = catalogue.acceptance(target_name, draft_name, text)
             found.append(curve.model_copy(update={"target": target.name, "draft": draft.name}))
     return found
+
+
+def _check_text(domain: str | None) -> None:
+    """Raises: BadInputError, offering the kinds of text that acceptance is published for or prompts ship of."""
+    from profiles import PROMPT_DOMAINS, catalogue
+
+    known = sorted({curve.domain for curve in catalogue.read_curves()} | set(PROMPT_DOMAINS))
+    if domain is not None and domain not in known:
+        raise BadInputError(
+            f"the catalogue knows no text {shown(domain)}",
+            why="acceptance depends on the kind of text, and nothing is guessed for one that nobody measured",
+            remedy=f"--text with one of: {', '.join(known)}; or leave it out",
+        )
 
 
 @cache

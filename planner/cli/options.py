@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
+DraftKindFlag = Literal["auto", "none", "chain", "tree", "ngram", "hybrid"]
+
 ProfileArgument = Annotated[
     Path | None, typer.Argument(help="What planner profile measured; the cached one of this machine if left out.")
 ]
@@ -22,6 +24,9 @@ Drafts = Annotated[
 Text = Annotated[str | None, typer.Option(help="The kind of text: code, prose, chat, math; all if left out.")]
 PromptTokens = Annotated[int, typer.Option(min=1, help="Tokens of the prompt to plan for.")]
 MaxTokens = Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Tokens of text to plan for.")]
+ContextTokens = Annotated[
+    int | None, typer.Option("--ctx-size", "-c", min=2, help="Tokens of prompt and text; their sum if left out.")
+]
 DtypeFlag = Annotated[Literal["bf16", "fp16", "fp32", "fp64"] | None, typer.Option(help="As stored, if left out.")]
 Link = Annotated[str | None, typer.Option(help="disk:cached, disk:direct, cuda, emulated:2GB/s[,10us].")]
 Threads = Annotated[int | None, typer.Option("--threads", "-t", min=1, help="CPU threads that compute.")]
@@ -30,6 +35,25 @@ TargetMemory = Annotated[str | None, typer.Option(help="Cap for the target, with
 DraftMemory = Annotated[str | None, typer.Option(help="Cap for the drafts, within --device-memory.")]
 HostMemory = Annotated[str | None, typer.Option(help="For weights kept in host memory.")]
 Headroom = Annotated[str | None, typer.Option(help="Left free on the device for others.")]
+DraftLen = Annotated[
+    int | None,
+    typer.Option("--draft-len", "--num-speculative-tokens", min=1, max=64, help="Only chains of this length."),
+]
+DraftKindOption = Annotated[
+    DraftKindFlag | None, typer.Option(help="Only this kind of draft; all are considered if left out.")
+]
+DraftTree = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="Only trees, hybrids and n-grams of so many nodes.")
+]
+DraftStatic = Annotated[
+    bool, typer.Option("--draft-static", help="Only trees of one shape for every round, the best by recordings.")
+]
+DraftTiers = Annotated[
+    str | None, typer.Option(help="Only a chain whose length each round picks from these, such as 1,3,7,15.")
+]
+Slots = Annotated[int | None, typer.Option(min=1, max=16, help="Only so many slots.")]
+NoSpec = Annotated[bool, typer.Option("--no-spec", help="Never draft.")]
+DraftOnHost = Annotated[bool, typer.Option(help="Let the CPU draft, beside a device that verifies.")]
 Sampled = Annotated[bool, typer.Option(help="Plan for sampling at temperature 1 instead of greedy text.")]
 Calibrate = Annotated[
     list[Path] | None, typer.Option(help="Reports of runtime generate --json; may be given several times.")

@@ -12,7 +12,7 @@ import typer
 from planner.cli.progress import progress_bar
 from planner.contracts.errors import UsageError
 from planner.contracts.profile import ComputeMeasurement, Profile
-from planner.contracts.quantities import format_bytes_per_s, format_s
+from planner.contracts.quantities import finite, format_bytes_per_s, format_s
 
 if TYPE_CHECKING:
     from runtime.measure.prompts import Prompt
@@ -50,7 +50,7 @@ def profile(
         typer.Option(help="Measure this group only: links, compute, rounds, memory, acceptance; repeatable."),
     ] = None,
     max_seconds: Annotated[
-        float | None, typer.Option(min=1, help="Stop in time; 540, or 48 with --quick, if left out.")
+        float | None, typer.Option(min=1, callback=finite, help="Stop in time; 540, or 48 with --quick, if left out.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer points, within a minute.")] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the profile here, beside the cache.")] = None,
@@ -162,9 +162,14 @@ def _layers(measured: Profile) -> Iterator[str]:
 def _drafts(measured: Profile) -> Iterator[str]:
     for shape in measured.drafts:
         rows = [row for row in measured.draft_passes if row.fingerprint == shape.fingerprint and row.num_tokens == 1]
-        if rows:
-            row = min(rows, key=lambda row: (row.load_bytes_per_s, row.context_tokens))
-            yield f"draft {shape.name}: {format_s(row.duration_s.median)} a token"
+        times = []
+        for processor, where in (("device", ""), ("host", " on the CPU")):
+            alike = [row for row in rows if row.processor == processor]
+            if alike:
+                row = min(alike, key=lambda row: (row.load_bytes_per_s, row.context_tokens))
+                times.append(f"{format_s(row.duration_s.median)} a token{where}")
+        if times:
+            yield f"draft {shape.name}: {', '.join(times)}"
 
 
 def _acceptance(measured: Profile) -> Iterator[str]:

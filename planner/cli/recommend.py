@@ -10,9 +10,16 @@ import typer
 from planner.cli.options import (
     AsJson,
     Calibrate,
+    ContextTokens,
     DeviceMemory,
+    DraftKindOption,
+    DraftLen,
     DraftMemory,
+    DraftOnHost,
     Drafts,
+    DraftStatic,
+    DraftTiers,
+    DraftTree,
     DtypeFlag,
     Force,
     Headroom,
@@ -21,9 +28,10 @@ from planner.cli.options import (
     Link,
     Machines,
     MaxTokens,
-    ProfileArgument,
+    NoSpec,
     PromptTokens,
     Sampled,
+    Slots,
     Target,
     TargetMemory,
     Text,
@@ -36,20 +44,26 @@ if TYPE_CHECKING:
     from planner.contracts.recommendation import Recommendation
 
 QualityFloor = Literal["stored", "16bit"]
-DraftKindFlag = Literal["auto", "none", "chain", "tree", "ngram", "hybrid"]
+Files = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[PROFILE]",
+        help="What planner profile measured; the cached one of this machine if left out. Further reports may follow "
+        "that of --calibrate.",
+        show_default=False,
+    ),
+]
 
 
 def recommend(
-    profile: ProfileArgument = None,
+    files: Files = None,
     machine: Machines = None,
     target: Target = None,
     draft: Drafts = None,
     text: Text = None,
     prompt_tokens: PromptTokens = 512,
     max_tokens: MaxTokens = 256,
-    ctx_size: Annotated[
-        int | None, typer.Option("--ctx-size", "-c", min=2, help="Tokens of prompt and text; their sum if left out.")
-    ] = None,
+    ctx_size: ContextTokens = None,
     dtype: DtypeFlag = None,
     link: Link = None,
     threads: Threads = None,
@@ -58,26 +72,15 @@ def recommend(
     draft_memory: DraftMemory = None,
     host_memory: HostMemory = None,
     headroom: Headroom = None,
-    draft_len: Annotated[
-        int | None,
-        typer.Option("--draft-len", "--num-speculative-tokens", min=1, max=64, help="Only chains of this length."),
-    ] = None,
-    draft_kind: Annotated[
-        DraftKindFlag | None, typer.Option(help="Only this kind of draft; all are considered if left out.")
-    ] = None,
-    draft_tree: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Only trees, hybrids and n-grams of so many nodes.")
-    ] = None,
-    draft_static: Annotated[
-        bool, typer.Option("--draft-static", help="Only trees of one shape for every round, the best by recordings.")
-    ] = False,
-    draft_tiers: Annotated[
-        str | None, typer.Option(help="Only a chain whose length each round picks from these, such as 1,3,7,15.")
-    ] = None,
-    slots: Annotated[int | None, typer.Option(min=1, max=16, help="Only so many slots.")] = None,
-    no_spec: Annotated[bool, typer.Option("--no-spec", help="Never draft.")] = False,
+    draft_len: DraftLen = None,
+    draft_kind: DraftKindOption = None,
+    draft_tree: DraftTree = None,
+    draft_static: DraftStatic = False,
+    draft_tiers: DraftTiers = None,
+    slots: Slots = None,
+    no_spec: NoSpec = False,
     resident_only: Annotated[bool, typer.Option(help="Never stream.")] = False,
-    draft_on_host: Annotated[bool, typer.Option(help="Let the CPU draft, beside a device that verifies.")] = False,
+    draft_on_host: DraftOnHost = False,
     sampled: Sampled = False,
     quality_floor: Annotated[
         QualityFloor, typer.Option(help="Never below: the stored precision, or 16 bits of a wider model.")
@@ -91,7 +94,7 @@ def recommend(
     force: Force = False,
 ) -> None:
     """Choose residents, slots, draft and prefill chunk; say how fast that will be, and why nothing else."""
-    from planner.cli.sources import Asked, situations
+    from planner.cli.sources import Asked, profile_and_reports, situations
     from planner.contracts.plan import Workload
     from planner.drafting import draftings_for
     from planner.recommend import recommend as choose
@@ -101,6 +104,7 @@ def recommend(
         from planner.extras import check_page
 
         check_page(html)
+    profile, reports = profile_and_reports(files or (), calibrate or ())
     asked = Asked(
         profile=profile,
         machines=tuple(machine or ()),
@@ -132,7 +136,7 @@ def recommend(
         draft_on_host=draft_on_host,
         is_sampled=sampled,
         quality_floor=quality_floor,
-        calibrate=tuple(calibrate or ()),
+        calibrate=reports,
         force=force,
     )
     several = situations(asked, one_per_draft=compare and len(machine or ()) < 2)
@@ -142,7 +146,9 @@ def recommend(
         is_kept = out is not None or html is not None or not as_json
         plan_path = situation.keep(recommendation.plan, out) if is_kept else Path()
         if html is not None:
-            line = command_line(recommendation.plan, plan_path, is_sampled=sampled, num_threads=threads)
+            line = command_line(
+                recommendation.plan, plan_path, is_sampled=sampled, num_threads=threads, memory=asked.memory
+            )
             _write_page(situation, recommendation, line, html)
         if as_json:
             sys.stdout.write(recommendation.to_json())
@@ -154,6 +160,7 @@ def recommend(
             explain=explain,
             is_sampled=sampled,
             num_threads=threads,
+            memory=asked.memory,
         )
         return
     if out is not None:

@@ -6,48 +6,178 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from planner.cli.options import (
+    AsJson,
+    ContextTokens,
+    DeviceMemory,
+    DraftKindOption,
+    DraftLen,
+    Drafts,
+    DraftStatic,
+    DraftTiers,
+    DraftTree,
+    DtypeFlag,
+    Force,
+    HostMemory,
+    Link,
+    Machines,
+    MaxTokens,
+    NoSpec,
+    PromptTokens,
+    Slots,
+    Target,
+    Text,
+    Threads,
+)
+from planner.contracts.errors import UsageError
+
 if TYPE_CHECKING:
+    from planner.cli.sources import Asked
+    from planner.contracts.plan import Plan
     from planner.contracts.timeline import Span
     from planner.simulate import RoundView
 
 _SHADES = " .-=#"
 _COLUMNS_IN_A_FILE = 100
+_PROMPT_TOKENS, _NEW_TOKENS = 512, 256
 
 
 def simulate(
-    plan: Annotated[Path, typer.Argument(help="A plan that planner recommend wrote.")],
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[PLAN]",
+            help="A plan that planner recommend wrote; or a profile to plan by, the cached one if left out.",
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds to draw, after a first pass.")] = 3,
     trace: Annotated[Path | None, typer.Option(help="Write a timeline for Perfetto or chrome://tracing.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")] = False,
+    machine: Machines = None,
+    target: Target = None,
+    draft: Drafts = None,
+    text: Text = None,
+    prompt_tokens: PromptTokens = _PROMPT_TOKENS,
+    max_tokens: MaxTokens = _NEW_TOKENS,
+    ctx_size: ContextTokens = None,
+    dtype: DtypeFlag = None,
+    link: Link = None,
+    threads: Threads = None,
+    device_memory: DeviceMemory = None,
+    host_memory: HostMemory = None,
+    draft_len: DraftLen = None,
+    draft_kind: DraftKindOption = None,
+    draft_tree: DraftTree = None,
+    draft_static: DraftStatic = False,
+    draft_tiers: DraftTiers = None,
+    slots: Slots = None,
+    no_spec: NoSpec = False,
+    as_json: AsJson = False,
+    force: Force = False,
 ) -> None:
-    """Play the rounds that a plan predicts: what binds, what waits, and a timeline of disk, link, compute and draft."""
+    """Play the rounds that a plan predicts: what binds, what waits, and a timeline of disk, link, compute and draft.
+
+    Without a plan, of the one that planner recommend would choose.
+    """
+    from planner.cli.sources import Asked
     from planner.contracts.base import write_atomically
-    from planner.contracts.plan import Plan
+    from planner.contracts.plan import Workload
     from planner.contracts.timeline import chrome_trace
+    from planner.drafting import drafting_of, draftings_for
     from planner.schedule import schedule_of
     from planner.simulate import simulate as spans_of
     from planner.simulate import view_round
 
-    made = Plan.read(plan)
+    asked = Asked(
+        machines=tuple(machine or ()),
+        target=target,
+        drafts=tuple(draft or ()),
+        dtype=dtype,
+        link=link,
+        num_threads=threads,
+        memory={"device": device_memory, "host": host_memory},
+        workload=Workload(prompt_tokens=prompt_tokens, new_tokens=max_tokens, domain=text),
+        context_tokens=ctx_size,
+        draftings=draftings_for(
+            draft_kind,
+            no_spec=no_spec,
+            draft_len=draft_len,
+            num_nodes=draft_tree,
+            tiers=draft_tiers,
+            is_static=draft_static,
+        ),
+        slots=slots,
+        no_spec=no_spec or draft_kind == "none",
+        force=force,
+    )
+    made = _plan(file, asked)
     schedule = schedule_of(made)
     view = view_round(schedule, made.predicted.tokens_per_round)
     spans = spans_of(schedule, rounds)
     if trace is not None:
-        write_atomically(trace, chrome_trace(spans, f"planner simulate {plan.name}"))
+        name = made.target.name if file is None else file.name
+        write_atomically(trace, chrome_trace(spans, f"planner simulate {name}"))
+    drafting = drafting_of(made.draft).label
     if as_json:
-        _print_json(view)
+        _print_json(view, drafting)
     else:
-        _print(view, spans)
+        _print(view, spans, drafting)
 
 
-def _print_json(view: "RoundView") -> None:
+def _plan(file: Path | None, asked: "Asked") -> "Plan":
+    """The plan in the file, or the one that is best by a profile or the catalogue.
+
+    Raises: UsageError, where a plan is named and something that it decides; as `planner recommend` does.
+    """
+    from dataclasses import replace
+
+    from planner.cli.sources import situations
+    from planner.contracts.plan import Plan
+    from planner.contracts.profile import Profile
+    from planner.contracts.recognise import kind_of
+    from planner.search import plan_of, rank
+
+    if file is not None and kind_of(file) is not Profile:
+        _refuse_beside_plan(asked)
+        return Plan.read(file)
+    found = situations(replace(asked, profile=file), one_per_draft=False)
+    if len(found) > 1:
+        raise UsageError(
+            f"{len(found)} machines", why="one plan is simulated", remedy="name one; planner recommend compares them"
+        )
+    (situation,) = found
+    ranking = rank(situation.profile, situation.request)
+    return plan_of(situation.profile, situation.request, ranking.best)[0]
+
+
+def _refuse_beside_plan(asked: "Asked") -> None:
+    from dataclasses import fields
+
+    from planner.cli.sources import Asked
+    from planner.contracts.plan import Workload
+    from planner.drafting import draftings_for
+
+    usual = Asked(
+        workload=Workload(prompt_tokens=_PROMPT_TOKENS, new_tokens=_NEW_TOKENS),
+        memory={"device": None, "host": None},
+        draftings=draftings_for(None),
+    )
+    named = [entry.name for entry in fields(asked) if getattr(asked, entry.name) != getattr(usual, entry.name)]
+    if named:
+        raise UsageError(
+            f"a plan and {', '.join(name.replace('_', ' ') for name in named)}",
+            why="the plan has decided the models, the memory, the link and the draft",
+            remedy="leave out the plan, or the options beside it",
+        )
+
+
+def _print_json(view: "RoundView", drafting: str) -> None:
     import json
     from dataclasses import asdict
 
-    sys.stdout.write(json.dumps(asdict(view), indent=2) + "\n")
+    sys.stdout.write(json.dumps({**asdict(view), "drafting": drafting}, indent=2) + "\n")
 
 
-def _print(view: "RoundView", spans: tuple["Span", ...]) -> None:
+def _print(view: "RoundView", spans: tuple["Span", ...], drafting: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -60,6 +190,7 @@ def _print(view: "RoundView", spans: tuple["Span", ...]) -> None:
     if view.generated_tokens_per_s is not None:
         tokens = f", {view.tokens_per_round:.2f} tokens each"
         summary.add_row("speed", format_tokens_per_s(view.generated_tokens_per_s) + tokens)
+    summary.add_row("draft", drafting)
     summary.add_row("round", format_s(view.round_s) + f", the first pass {format_s(view.first_pass_s)}")
     summary.add_row("binds", _binds(view))
     summary.add_row("waiting for weights", format_s(view.waiting_for_weights_s))

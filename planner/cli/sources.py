@@ -1,6 +1,8 @@
 """Where a recommendation's numbers come from: a profile of this machine, or the catalogue; and what may be taken."""
 
+import contextlib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,11 +12,12 @@ from planner.contracts.machine import Machine
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import CudaLink, Dtype, LinkChoice, Plan, Workload
 from planner.contracts.profile import Profile
-from planner.contracts.quantities import format_bytes, parse_bytes
+from planner.contracts.quantities import format_bytes, parse_bytes, parse_headroom
+from planner.contracts.recognise import kind_of
+from planner.contracts.report import Report
 
 if TYPE_CHECKING:
     from planner.budget import Budget
-    from planner.contracts.report import Report
     from planner.drafting import Drafting
     from planner.search import Request
 
@@ -70,6 +73,22 @@ class Situation:
             out = folder / f"{hashlib.sha256(plan.to_json().encode()).hexdigest()[:12]}.json"
         plan.write(out)
         return out
+
+
+def profile_and_reports(files: Sequence[Path], calibrate: Sequence[Path]) -> tuple[Path | None, tuple[Path, ...]]:
+    """The profile among files that stand alone, and all reports: of `--calibrate a b` the last stands alone.
+
+    Raises: UsageError, where more than one profile is left; BadInputError, where a file is none of ours.
+    """
+    further = [path for path in files if calibrate and kind_of(path) is Report]
+    profiles = [path for path in files if path not in further]
+    if len(profiles) > 1:
+        raise UsageError(
+            f"{len(profiles)} profiles: {', '.join(map(str, profiles))}",
+            why="plans are made by one of them",
+            remedy="name one; reports of runs follow --calibrate",
+        )
+    return profiles[0] if profiles else None, (*calibrate, *further)
 
 
 def situations(asked: Asked, *, one_per_draft: bool) -> list[Situation]:
@@ -152,7 +171,7 @@ def _profile_here(asked: Asked) -> Profile:
     from runtime.measure.profile import profile_key
 
     if asked.profile is not None:
-        profile = Profile.read(asked.profile)
+        profile = _read_profile(asked.profile)
         if not asked.force:
             check_measured_here(profile, machine_fingerprint(), versions(), _REMEASURE)
         _check_target(profile, asked.target)
@@ -169,6 +188,23 @@ def _profile_here(asked: Asked) -> Profile:
             "measured with others; or --machine, to plan from the catalogue",
         )
     return cached
+
+
+def _read_profile(path: Path) -> Profile:
+    """The profile in the file. Raises: BadInputError, saying where a report of a run belongs."""
+    try:
+        return Profile.read(path)
+    except BadInputError as error:
+        is_report = False
+        with contextlib.suppress(BadInputError):
+            is_report = kind_of(path) is Report
+        if not is_report:
+            raise
+        raise BadInputError(
+            f"{path} is a report of a run",
+            why="plans are made by what planner profile measured, and reports correct it",
+            remedy=f"planner recommend --calibrate {path}",
+        ) from error
 
 
 def _check_target(profile: Profile, target: str | None) -> None:
@@ -227,10 +263,8 @@ def _request(asked: Asked, profile: Profile, link: LinkChoice, budget: "Budget",
     )
 
 
-def _logged_run(path: Path, profile: Profile, link: LinkChoice) -> "Report":
+def _logged_run(path: Path, profile: Profile, link: LinkChoice) -> Report:
     """A report to calibrate by. Raises: BadInputError, where it says nothing of this target over this kind of link."""
-    from planner.contracts.report import Report
-
     report = Report.read(path)
     reasons = {
         "it is of another target": report.target.fingerprint != profile.target.fingerprint,
@@ -284,7 +318,11 @@ def _catalogue_budget(asked: Asked, machine: Machine, link: LinkChoice) -> "Budg
     """What may be taken on a machine that nobody looked at: all but the headroom. Raises: UsageError."""
     from planner.budget import Budget
 
-    memory = {name: parse_bytes(size) for name, size in asked.memory.items() if size is not None}
+    memory = {
+        name: (parse_headroom if name == "headroom" else parse_bytes)(size)
+        for name, size in asked.memory.items()
+        if size is not None
+    }
     is_host = link.kind != "cuda"
     owned_bytes = int(machine.devices[0].memory_bytes.value)
     usable_host_bytes = int(machine.host_memory_bytes.value * _HOST_HEADROOM_FRAC)

@@ -14,7 +14,14 @@ from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import Dtype, UnitKind
 
 LinkName = Literal[
-    "disk:cached", "disk:direct", "cuda", "cuda:pageable", "cuda:device_to_host", "host_memory", "emulated"
+    "disk:cached",
+    "disk:direct",
+    "cuda",
+    "cuda:pageable",
+    "cuda:device_to_host",
+    "cuda:pageable_device_to_host",
+    "host_memory",
+    "emulated",
 ]
 Processor = Literal["device", "host"]
 MemoryPart = Literal["host_overhead", "draft_host_overhead", "device_overhead", "width", "draft_width"]
@@ -168,4 +175,5 @@ class Profile(ContractFile):
     acceptance: tuple[AcceptanceRecording, ...] = ()
     curves: tuple[AcceptanceCurve, ...] = ()
     drift_frac: float | None = Field(default=None, ge=0)  # of the sentinel above its best, by the worst step
+    num_steps_missing: int = Field(default=0, ge=0)  # that a deadline left out; older profiles do not say
     notes: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 The only module that converts: memory in binary units (GiB), rates in decimal ones (GB/s), times in ms, speeds in tok/s.
 """
 
+import math
 import re
 from typing import Literal
 
@@ -14,12 +15,25 @@ _BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b", re.IGNORECASE)
 _RATE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b/s", re.IGNORECASE)
 
 
+def finite(number: float | None) -> float | None:
+    """The number of an option. Raises: UsageError, where it is nan or inf, which pass for numbers within bounds."""
+    if number is not None and not math.isfinite(number):
+        raise UsageError(f"{number} is no number to go by", why="a finite one is needed", remedy="write it in digits")
+    return number
+
+
 def parse_bytes(text: str) -> int:
     """Bytes of a size such as ``12GiB`` or ``500MB`` (``i`` is binary, without it decimal).
 
     Raises: UsageError, where the unit is missing or the size is below one byte or out of all bounds.
     """
     return int(_parse(_BYTES, text, "a memory size", "12GiB, 400MiB or 8GB"))
+
+
+def parse_headroom(text: str) -> int:
+    """Bytes of a size as `parse_bytes` reads it, or none of them. Raises: as `parse_bytes` does."""
+    match = _BYTES.fullmatch(text.strip())
+    return 0 if match is not None and float(match[1]) == 0 else parse_bytes(text)
 
 
 def parse_bytes_per_s(text: str) -> float:

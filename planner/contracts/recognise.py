@@ -38,6 +38,11 @@ def read_shown(path: Path) -> Shown:
     return record
 
 
+def kind_of(path: Path) -> type[ContractFile]:
+    """What a file of ours holds, though it may be damaged. Raises: BadInputError, where it is none of ours."""
+    return _kind_of(read_bounded(path, "file of draftstream"), str(path))
+
+
 def _kind_of(content: bytes, name: str) -> type[ContractFile]:
     """The kind of which the file has most of the required fields."""
     try:

@@ -65,6 +65,14 @@ class Rival(Contract):
     how: str
 
 
+class UnpricedRival(Contract):
+    """Another kind of engine that has no price here, and why: it does not fit, or a measurement is missing."""
+
+    name: str
+    draft: str | None
+    why: str
+
+
 class Refusal(Contract):
     """A draft that cannot take part, and why."""
 
@@ -87,6 +95,7 @@ class Recommendation(ContractFile):
     crossovers: tuple[Crossover, ...]  # of chains
     prices: tuple[Price, ...]
     rivals: tuple[Rival, ...]
+    unpriced_rivals: tuple[UnpricedRival, ...] = ()
     refused: tuple[Refusal, ...]
     num_scored: int
     basis: str  # measured or estimated, when and on what

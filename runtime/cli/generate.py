@@ -50,6 +50,9 @@ def generate(
     draft_tiers: Annotated[
         str | None, typer.Option(help="A chain whose length each round picks from these, such as 1,3,7,15.")
     ] = None,
+    draft_on_host: Annotated[
+        bool, typer.Option("--draft-on-host", help="Let the CPU draft, beside a device that verifies.")
+    ] = False,
     ngram_corpus: Annotated[
         list[Path] | None,
         typer.Option(help="A text file for n-grams to copy from, too; may be given several times, the newest last."),
@@ -117,6 +120,7 @@ def generate(
             "--draft-tree": draft_tree,
             "--draft-static": draft_static or None,
             "--draft-tiers": draft_tiers,
+            "--draft-on-host": draft_on_host or None,
             "--ctx-size": ctx_size,
             "--profile": profile,
             "--dtype": dtype,
@@ -157,6 +161,7 @@ def generate(
                 draft=None if no_spec or draft_kind == "none" else draft,
                 no_spec=no_spec or draft_kind == "none",
                 draftings=_draftings(draft_kind, no_spec, draft_len, draft_tree, draft_tiers, draft_static),
+                draft_on_host=draft_on_host,
                 profile=profile,
                 context_tokens=ctx_size,
                 prompt_tokens=len(tokens),

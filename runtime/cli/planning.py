@@ -50,6 +50,7 @@ class Wanted:
     limits: Limits
     is_sampled: bool
     is_quiet: bool
+    draft_on_host: bool = False
     corpus_tokens: int = 0
 
 
@@ -60,6 +61,8 @@ def choose_plan(wanted: Wanted) -> Plan:
     """
     wanted = replace(wanted, profile=wanted.profile or os.environ.get(_DEFAULT_PROFILE))
     by_memory = _plan_by_memory(wanted)
+    if wanted.draft_on_host and by_memory.link.kind != "cuda":
+        _say(wanted, "--draft-on-host changes nothing: the device that verifies is the host already")
     if wanted.profile == MEMORY_ALONE:
         return by_memory
     try:
@@ -145,6 +148,7 @@ def _plan_by(profile: Profile, wanted: Wanted) -> Plan:
         link=wanted.link,
         never_speculate=wanted.no_spec,
         is_sampled=wanted.is_sampled,
+        draft_on_host=wanted.draft_on_host,
         corpus_tokens=wanted.corpus_tokens,
     )
 
@@ -162,6 +166,7 @@ def _plan_by_memory(wanted: Wanted) -> Plan:
             num_slots=num_slots,
             dtype=wanted.dtype,
             link=wanted.link,
+            draft_on_host=wanted.draft_on_host,
             corpus_tokens=wanted.corpus_tokens,
         )
 
@@ -213,7 +218,10 @@ def _check_is_of(profile: Profile, wanted: Wanted) -> None:
             why="compute and copies take other times in another precision",
             remedy=f"planner profile {wanted.target} --dtype {wanted.dtype}",
         )
-    remedy = f"planner profile {wanted.target}, or --profile {MEMORY_ALONE}"
+    remedy = (
+        f"planner profile {wanted.target}, or --profile {MEMORY_ALONE}; or planner recommend {wanted.profile} --force, "
+        "which plans by its numbers all the same, however far off they are here"
+    )
     check_measured_here(profile, machine_fingerprint(), versions(), remedy)
 
 

@@ -12,6 +12,7 @@ import torch
 from planner.contracts.model_folder import ModelFolder
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import CudaLink, DiskLink, Dtype, LinkChoice
+from planner.contracts.profile import Processor
 from runtime.api import load, make_plan
 from runtime.engine import Engine
 from runtime.host import free_device_bytes, free_host_bytes
@@ -113,6 +114,11 @@ class Subject:
         contexts = (self.context_tokens // 2, *(() if self.is_quick else (longest,)))
         return tuple(context for context in contexts if context > 2 * self.base_context_tokens)
 
+    @property
+    def has_host_beside(self) -> bool:
+        """Whether the CPU is another processor than the device, so that it could compute or draft beside it."""
+        return self.device.type != "cpu"
+
     def token_counts(self, context_tokens: int) -> tuple[int, ...]:
         """The counts measured after a context, as far as the whole context goes."""
         if context_tokens == self.base_context_tokens:
@@ -120,6 +126,12 @@ class Subject:
         else:
             counts = COARSE_TOKEN_COUNTS if self.is_quick else (*COARSE_TOKEN_COUNTS, PREFILL_TOKENS)
         return tuple(count for count in counts if context_tokens + count <= self.context_tokens)
+
+    def host_token_counts(self, context_tokens: int) -> tuple[int, ...]:
+        """The counts measured on the CPU beside the device: fewer, as it is slow, but at the same contexts."""
+        is_base = context_tokens == self.base_context_tokens
+        counts = QUICK_TOKEN_COUNTS if is_base and not self.is_quick else COARSE_TOKEN_COUNTS
+        return tuple(count for count in counts if count in self.token_counts(context_tokens))
 
 
 class Bench:
@@ -133,7 +145,7 @@ class Bench:
         self.tokenizer = load_tokenizer(subject.target.path)
         self._opened = ExitStack()
         self._timers: dict[tuple[LinkChoice | None, str], PassTimer] = {}
-        self._drafts: dict[str, Draft] = {}
+        self._drafts: dict[tuple[str, Processor], Draft] = {}
         self._engine: Engine | None = None
 
     def __enter__(self) -> Self:
@@ -159,14 +171,14 @@ class Bench:
         """What computes on the CPU while copies are measured under load."""
         return self.twin(None, CPU) if is_loaded else None
 
-    def draft(self, index: int) -> Draft:
-        """A draft, resident."""
-        fingerprint = self.subject.draft_shapes[index].fingerprint
-        if fingerprint not in self._drafts:
+    def draft(self, index: int, processor: Processor = "device") -> Draft:
+        """A draft, resident on the device or on the host beside it."""
+        key = (self.subject.draft_shapes[index].fingerprint, processor)
+        if key not in self._drafts:
             plan = self.twin(None).streamed.plan
-            draft = open_draft(self.subject.drafts[index], fingerprint, plan, self.subject.dtype)
-            self._drafts[fingerprint] = self._opened.enter_context(draft)
-        return self._drafts[fingerprint]
+            draft = open_draft(self.subject.drafts[index], key[0], plan, self.subject.dtype, processor)
+            self._drafts[key] = self._opened.enter_context(draft)
+        return self._drafts[key]
 
     def engine(self) -> Engine:
         """The whole target as this machine runs it, with the first draft if there is one."""

@@ -1,4 +1,4 @@
-"""Where profiles are kept between commands, found by what they hold for; one process writes an entry at a time."""
+"""Where profiles are kept between commands, found by what they hold for; one process at a time measures."""
 
 import contextlib
 import fcntl
@@ -13,6 +13,9 @@ from planner.contracts.cache_folder import cache_folder
 from planner.contracts.errors import BadInputError, PlanMismatchError, ResourceFailureError
 from planner.contracts.plan import Dtype
 from planner.contracts.profile import Profile
+
+_LOCK = "measuring.lock"
+_MOST_DIGITS = 20  # of a process's number
 
 Variant = Literal["full", "quick", "partial"]  # all groups, all of them coarsely, or some of them
 
@@ -45,19 +48,28 @@ def profile_path(key: ProfileKey, variant: Variant = "full") -> Path:
 def find_profile(key: ProfileKey) -> Profile | None:
     """The cached profile that serves a key: one of just its drafts, or one of these and others; a full one first.
 
-    A file that cannot be read as a profile of this version counts as absent.
+    One that a deadline cut short serves where there is no other. A file that cannot be read as a profile of this
+    version counts as absent.
     """
     exact = [profile_path(key), profile_path(key, "quick")]
     others = sorted(cache_folder().glob(f"profile-{key.target[:12]}-*.json"))
     others = [path for path in others if path not in exact and not path.stem.endswith("-partial")]
+    cut_short = []
     for path in [*exact, *sorted(others, key=lambda path: path.stem.endswith("-quick"))]:
-        if not path.exists():
-            continue
-        with contextlib.suppress(BadInputError):
-            profile = Profile.read(path)
-            if serves(profile, key):
+        profile = read_cached(path)
+        if profile is not None and serves(profile, key):
+            if not profile.num_steps_missing:
                 return profile
-    return None
+            cut_short.append(profile)
+    return min(cut_short, key=lambda profile: profile.num_steps_missing, default=None)
+
+
+def read_cached(path: Path) -> Profile | None:
+    """The profile in a file of the cache; None where there is none that this version reads."""
+    try:
+        return Profile.read(path)
+    except BadInputError:
+        return None
 
 
 def serves(profile: Profile, key: ProfileKey) -> bool:
@@ -87,18 +99,26 @@ def check_measured_here(profile: Profile, machine: str, here: Mapping[str, str],
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a cache entry for this process alone. Raises: ResourceFailureError, where another one holds it."""
-    descriptor = os.open(path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+def measuring_alone() -> Iterator[None]:
+    """Hold the cache for this process alone; another one could measure any models, and would disturb this one.
+
+    Raises: ResourceFailureError, naming the process that holds it.
+    """
+    path = cache_folder() / _LOCK
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            holder = os.pread(descriptor, _MOST_DIGITS, 0).decode("ascii", "replace").strip()
             raise ResourceFailureError(
-                "another profiler is at work on the same models",
-                why=f"it holds {path.with_suffix('.lock')}, and two at once would measure each other",
+                "another profiler is at work on this cache",
+                why=f"{f'process {holder}' if holder else 'a process'} holds {path}, and two at once would measure "
+                "each other",
                 remedy="wait for it to end, or stop it; what it has measured by then is kept",
             ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)

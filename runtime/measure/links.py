@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -31,7 +31,10 @@ _WARM_BYTES = 2**30  # of the checkpoint, which are kept in the page cache
 _READ_AHEAD_BYTES = 8 * 2**20  # the kernel reads on behind a read; the next one shall not find its bytes there
 _BACKGROUND_TOKENS = 4  # of the passes that compute meanwhile, as in verification
 
-CudaPath = Literal["cuda", "cuda:pageable", "cuda:device_to_host"]
+CudaPath = Literal["cuda", "cuda:pageable", "cuda:device_to_host", "cuda:pageable_device_to_host"]
+CUDA_PATHS: tuple[CudaPath, ...] = get_args(CudaPath)
+_PAGEABLE: tuple[CudaPath, ...] = ("cuda:pageable", "cuda:pageable_device_to_host")
+_TO_HOST: tuple[CudaPath, ...] = ("cuda:device_to_host", "cuda:pageable_device_to_host")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +97,14 @@ def measure_host_memory(effort: CopyEffort, computing: Twin | None) -> list[Link
 def measure_cuda(
     device: torch.device, path: CudaPath, sizes: Sequence[int], effort: CopyEffort, computing: Twin | None
 ) -> list[LinkMeasurement]:
-    """Copies between host and device by the device's clock; `computing` is a twin on the CPU.
+    """Copies between host and device, pinned or pageable memory, by the device's clock; `computing` is on the CPU.
 
     Raises: PinningError, where the system pins no buffer as large as the largest size.
     """
     link = open_link(CudaLink(), device)
     largest = max(sizes)
     slot = link.allocate(largest)
-    region = page_aligned(largest) if path == "cuda:pageable" else link.allocate_host(largest)
+    region = page_aligned(largest) if path in _PAGEABLE else link.allocate_host(largest)
     region.fill_(1)
     clock = DeviceClock(device)
 
@@ -116,10 +119,8 @@ def measure_cuda(
             return now.copying_s - times.copying_s
         clock.restart()
         start = clock.mark()
-        if path == "cuda:pageable":
-            slot[:num_bytes].copy_(region[:num_bytes])
-        else:
-            region[:num_bytes].copy_(slot[:num_bytes], non_blocking=True)
+        here, there = (slot, region) if path in _TO_HOST else (region, slot)
+        there[:num_bytes].copy_(here[:num_bytes], non_blocking=path not in _PAGEABLE)
         return clock.seconds(start, clock.mark())
 
     try:

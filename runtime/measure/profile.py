@@ -20,7 +20,7 @@ from planner.contracts.profile import Profile
 from runtime.engine import cannot_roll_back
 from runtime.hub import model_folder
 from runtime.measure.bench import Bench, Subject
-from runtime.measure.cache import ProfileKey, Variant, locked, profile_path
+from runtime.measure.cache import ProfileKey, Variant, measuring_alone, profile_path, read_cached
 from runtime.measure.journal import Journal
 from runtime.measure.machine import machine_fingerprint, this_machine, versions
 from runtime.measure.prompts import Prompt
@@ -78,6 +78,8 @@ def measure_profile(
 ) -> Profile:
     """Measure, and write the profile into the cache (and to `options.out`); a killed run is taken up again.
 
+    In the cache a more complete profile of the same is kept, and a note says so.
+
     Raises: any DraftstreamError; ResourceFailureError, where another profiler is at work or the machine is unsteady.
     """
     started_s = time.monotonic()
@@ -89,7 +91,11 @@ def measure_profile(
         key = _key(target_model, draft_models, options.dtype, options.num_threads)
         subject = _subject(target_model, draft_models, options, prompts, started_s)
         path = profile_path(key, _variant(options))
-        with locked(path), _journal(path, key, options, prompts) as journal, Bench(subject, journal.found) as bench:
+        with (
+            measuring_alone(),
+            _journal(path, key, options, prompts) as journal,
+            Bench(subject, journal.found) as bench,
+        ):
             session = Session(
                 journal,
                 bench.sentinel,
@@ -99,13 +105,26 @@ def measure_profile(
                 on_progress=on_progress,
             )
             outcome = session.run(all_steps(bench), is_forced=options.is_forced)
-            profile = _assemble(key, target_model, draft_models, outcome, options)
-            for place in (path, options.out):
-                if place is not None:
-                    profile.write(place)
-            if outcome.is_complete:
+            profile = _kept(_assemble(key, target_model, draft_models, outcome, options), path)
+            if options.out is not None:
+                profile.write(options.out)
+            if not outcome.num_missing:
                 journal.path.unlink(missing_ok=True)
     return profile
+
+
+def _kept(profile: Profile, path: Path) -> Profile:
+    """The profile, written into the cache; with a note instead where that holds one that lacks less."""
+    cached = read_cached(path)
+    if cached is None or profile.num_steps_missing <= cached.num_steps_missing:
+        profile.write(path)
+        return profile
+    note = (
+        f"the cache keeps the profile of {cached.created[:16].replace('T', ' ')} UTC, which lacks "
+        f"{cached.num_steps_missing or 'none'} of the steps, while this run lacks {profile.num_steps_missing}; the "
+        "next run takes it up"
+    )
+    return profile.model_copy(update={"notes": (*profile.notes, note)})
 
 
 def _check_can_be_written(out: Path) -> None:
@@ -252,5 +271,6 @@ def _assemble(
         memory=tuple(row for entry in found for row in entry.memory),
         acceptance=tuple(row for entry in found for row in entry.acceptance),
         drift_frac=outcome.drift_frac,
+        num_steps_missing=outcome.num_missing,
         notes=(*quick, *outcome.notes),
     )

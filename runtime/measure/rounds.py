@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from planner.contracts.model_folder import ModelFolder
-from planner.contracts.plan import ChainDraft, Dtype, NoDraft, Plan, TreeDraft
-from planner.contracts.profile import ComputeMeasurement, DraftMeasurement
+from planner.contracts.plan import ChainDraft, Device, DiskLink, Dtype, NoDraft, Plan, TreeDraft
+from planner.contracts.profile import ComputeMeasurement, DraftMeasurement, Processor
 from runtime.cached import CachedModel
 from runtime.checkpoint import Checkpoint
 from runtime.clock import RoundClock
@@ -54,9 +54,10 @@ class DraftPass:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """An open draft, all resident beside a twin."""
+    """An open draft, all resident: where the twin computes, or on the host beside it."""
 
     fingerprint: str
+    processor: Processor
     cached: "TimedModel"
 
 
@@ -131,8 +132,12 @@ class TimedDrafter:
 
 
 @contextmanager
-def open_draft(folder: ModelFolder, fingerprint: str, plan: Plan, dtype: Dtype) -> Iterator[Draft]:
-    """A draft as the runtime opens it beside a plan's target: resident there, its context no longer than its own."""
+def open_draft(
+    folder: ModelFolder, fingerprint: str, plan: Plan, dtype: Dtype, processor: Processor = "device"
+) -> Iterator[Draft]:
+    """A draft as the runtime opens it beside a plan's target: resident, its context no longer than its own."""
+    if processor == "host":
+        plan = plan.model_copy(update={"devices": (Device(name="cpu", budget_bytes=1),), "link": DiskLink()})
     skeleton = build_skeleton(folder, dtype)
     checkpoint = Checkpoint(folder, skeleton.model)
     try:
@@ -142,7 +147,8 @@ def open_draft(folder: ModelFolder, fingerprint: str, plan: Plan, dtype: Dtype) 
         raise
     with streamed:
         context_tokens = min(plan.context_tokens, int(skeleton.model.config.max_position_embeddings))
-        yield Draft(fingerprint=fingerprint, cached=TimedModel(streamed, context_tokens, _most_nodes(streamed)))
+        cached = TimedModel(streamed, context_tokens, _most_nodes(streamed))
+        yield Draft(fingerprint=fingerprint, processor=processor, cached=cached)
 
 
 def measure_rounds(
@@ -340,6 +346,7 @@ def _draft_row(
         fingerprint=draft.fingerprint,
         is_first=made.is_first,
         is_tree_level=made.is_tree_level,
+        processor=draft.processor,
         load_bytes_per_s=load,
         load_link=link,
         num_tokens=made.num_tokens,

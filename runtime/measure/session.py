@@ -50,12 +50,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What all steps found, in their order; what there is to say about it; and whether nothing is missing."""
+    """What all steps found, in their order; what there is to say about it; and how many were not taken."""
 
     findings: tuple[Findings, ...]
     notes: tuple[str, ...]
     drift_frac: float
-    is_complete: bool
+    num_missing: int
 
 
 class Session:
@@ -108,7 +108,7 @@ class Session:
             findings=tuple(found[step.name] for step in wanted if step.name in found),
             notes=tuple(self._notes(steps, wanted, drifts)),
             drift_frac=drift_frac,
-            is_complete=all(step.name in found for step in wanted),
+            num_missing=sum(step.name not in found for step in wanted),
         )
 
     def _take(self, steps: Sequence[Step]) -> None:

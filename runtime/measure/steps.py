@@ -11,9 +11,9 @@ from planner.contracts.profile import Processor
 from runtime.cached import CachedModel
 from runtime.measure.acceptance import RecordingLimits, record
 from runtime.measure.bench import CPU, Bench, Subject
-from runtime.measure.compute import COARSE_TOKEN_COUNTS, compute_table, edge_rows, measure_passes
+from runtime.measure.compute import compute_table, edge_rows, measure_passes
 from runtime.measure.journal import Findings
-from runtime.measure.links import CudaPath, measure_cuda, measure_disk, measure_host_memory, region_sizes
+from runtime.measure.links import CUDA_PATHS, CudaPath, measure_cuda, measure_disk, measure_host_memory, region_sizes
 from runtime.measure.memory import measure_memory
 from runtime.measure.ngrams import measure_ngrams
 from runtime.measure.prompts import Prompt, round_robin
@@ -35,15 +35,15 @@ def all_steps(bench: Bench) -> list[Step]:
 
 
 def _link_steps(bench: Bench) -> Iterator[Step]:
+    """The links that plans need first, so that a deadline leaves them."""
     modes: tuple[Literal["cached", "direct"], ...] = ("cached", "direct")
-    paths: tuple[CudaPath, ...] = ("cuda", "cuda:pageable", "cuda:device_to_host")
     for is_loaded in (False, True):
         suffix = ", loaded" if is_loaded else ""
-        yield Step(group="links", name=f"host memory{suffix}", run=partial(_host_memory, bench, is_loaded))
+        for path in CUDA_PATHS if bench.subject.device.type == "cuda" else ():
+            yield Step(group="links", name=f"{path}{suffix}", run=partial(_cuda, bench, path, is_loaded))
         for mode in modes:
             yield Step(group="links", name=f"disk {mode}{suffix}", run=partial(_disk, bench, mode, is_loaded))
-        for path in paths if bench.subject.device.type == "cuda" else ():
-            yield Step(group="links", name=f"{path}{suffix}", run=partial(_cuda, bench, path, is_loaded))
+        yield Step(group="links", name=f"host memory{suffix}", run=partial(_host_memory, bench, is_loaded))
 
 
 def _host_memory(bench: Bench, is_loaded: bool) -> Findings:
@@ -72,9 +72,10 @@ def _compute_steps(bench: Bench) -> Iterator[Step]:
     for name, link in subject.streamed_links.items():
         run = partial(_table, bench, link, subject.device, base, counts, True)
         yield Step(group="compute", name=f"streamed over {name}", run=run)
-    if subject.device.type != "cpu":
-        few = tuple(count for count in COARSE_TOKEN_COUNTS if count in counts)
-        yield Step(group="compute", name="on the CPU", run=partial(_table, bench, None, CPU, base, few, True))
+    for context in (base, *(subject.far_contexts if can_roll_back else ())) if subject.has_host_beside else ():
+        few = subject.host_token_counts(context)
+        run = partial(_table, bench, None, CPU, context, few, context == base)
+        yield Step(group="compute", name=f"on the CPU after {context} tokens", run=run)
 
 
 def _table(
@@ -96,30 +97,43 @@ def _table(
 
 def _round_steps(bench: Bench) -> Iterator[Step]:
     subject = bench.subject
-    base, *far = subject.round_contexts
+    base = subject.base_context_tokens
     plain = partial(_rounds, bench, None, None, base)
     yield Step(group="rounds", name=f"plain after {base} tokens", run=plain)
     if bench.twin(None).cached.why_no_trees is None:
         yield Step(group="rounds", name="n-grams", run=partial(_ngrams, bench))
+    for index in range(len(subject.draft_names)):
+        yield from _draft_steps(bench, index, "device")
+        if subject.has_host_beside:
+            yield from _draft_steps(bench, index, "host")
+
+
+def _draft_steps(bench: Bench, index: int, processor: Processor) -> Iterator[Step]:
+    """Rounds with a draft on the device, or on the host, which hardly notices over which link copies pass it by."""
+    subject = bench.subject
+    base, *far = subject.round_contexts
+    beside = [(f"streamed over {name}", link, base) for name, link in subject.streamed_links.items()]
     conditions: list[tuple[str, LinkChoice | None, int]] = [("resident", None, base)]
-    conditions += [(f"streamed over {name}", link, base) for name, link in subject.streamed_links.items()]
+    conditions += beside if processor == "device" else beside[:1]
     conditions += [("resident", None, context) for context in far]
-    for index, name in enumerate(subject.draft_names):
-        for where, link, context in conditions:
-            run = partial(_rounds, bench, index, link, context)
-            yield Step(group="rounds", name=f"{name}, {where} after {context} tokens", run=run)
-        yield Step(group="rounds", name=f"{name}, reading a prompt", run=partial(_catch_up, bench, index))
+    name = subject.draft_names[index] + (" on the CPU" if processor == "host" else "")
+    for where, link, context in conditions:
+        run = partial(_rounds, bench, index, link, context, processor)
+        yield Step(group="rounds", name=f"{name}, {where} after {context} tokens", run=run)
+    yield Step(group="rounds", name=f"{name}, reading a prompt", run=partial(_catch_up, bench, index, processor))
 
 
-def _rounds(bench: Bench, index: int | None, link: LinkChoice | None, context_tokens: int) -> Findings:
+def _rounds(
+    bench: Bench, index: int | None, link: LinkChoice | None, context_tokens: int, processor: Processor = "device"
+) -> Findings:
     subject = bench.subject
     tables = measure_rounds(
         bench.twin(link),
-        None if index is None else bench.draft(index),
+        None if index is None else bench.draft(index, processor),
         bench.tokenizer,
         context_tokens,
         subject.num_rounds,
-        has_rounds=context_tokens == subject.base_context_tokens,
+        has_rounds=context_tokens == subject.base_context_tokens and processor == "device",
     )
     return Findings(draft_passes=tuple(tables.draft_passes), compute=tuple(tables.rounds))
 
@@ -129,8 +143,9 @@ def _ngrams(bench: Bench) -> Findings:
     return Findings(compute=tuple(measure_ngrams(subject.target_shape.vocab_size, subject.num_rounds)))
 
 
-def _catch_up(bench: Bench, index: int) -> Findings:
-    rows = measure_catch_up(bench.draft(index), bench.subject.base_context_tokens, bench.subject.num_rounds // 3)
+def _catch_up(bench: Bench, index: int, processor: Processor) -> Findings:
+    subject, draft = bench.subject, bench.draft(index, processor)
+    rows = measure_catch_up(draft, subject.base_context_tokens, subject.num_rounds // 3)
     return Findings(draft_passes=tuple(rows))
 
 

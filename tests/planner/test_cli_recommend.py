@@ -2,12 +2,15 @@
 
 import json
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from made_up import LINK, MB, profile, replaced, request
-from test_compare import PREDICTED, report
+from test_compare import PREDICTED, performance, report
+from typer.core import TyperGroup
 
 from planner.cli import main
 from planner.contracts.plan import Plan
@@ -15,6 +18,7 @@ from planner.contracts.profile import Profile
 from planner.contracts.recommendation import Recommendation
 from planner.recommend import recommend
 from planner.render import command_line
+from runtime.cli import app as runtime_app
 
 LARGE = ("--machine", "rtx-4090", "--target", "llama-3.1-70b", "--draft", "llama-3.2-1b", "--text", "code")
 SMALL = ("--machine", "rtx-4090", "--target", "llama-3.2-3b")
@@ -46,8 +50,8 @@ def test_the_answer_comes_first_and_the_line_to_paste_last(planner: Run, tmp_pat
     lines = out.rstrip().splitlines()
     assert re.match(r"speculate: \d+\.\d\d tok/s \(P10-P90 \d+\.\d\d-\d+\.\d\d\)", lines[0])
     assert re.fullmatch(
-        r"runtime generate -m llama-3.1-70b --device-memory 23552MiB --ctx-size 768 -md llama-3.2-1b "
-        r"--draft-kind tree --draft-tree \d+ --max-tokens 256 --file prompt.txt",
+        r"runtime generate -m llama-3.1-70b --dtype bf16 --link cuda --device-memory 23552MiB --ctx-size 768 "
+        r"--slots \d -md llama-3.2-1b --draft-kind tree --draft-tree \d+ --max-tokens 256 --file prompt.txt",
         lines[-1],
     )
     positions = [out.index(title) for title in ("why", "runner-up", "where speculation pays", "what more would give")]
@@ -119,6 +123,11 @@ def test_a_plan_without_a_name_goes_to_the_cache(planner: Run) -> None:
         ((*SMALL, "--calibrate", "absent.json"), 3, ("absent.json",)),
         ((*SMALL, "--link", "disk"), 2, ("does not compute over the link disk",)),
         ((*SMALL, "--machine", "rtx-5090", "-o", "plan.json"), 2, ("--out holds one plan",)),
+        ((*SMALL, "--text", "banana"), 3, ("no text 'banana'", "chat, code, edit, general, math, prose")),
+        ((*SMALL, "--draft", "llama-3.2-1b", "--text", "Code"), 3, ("no text 'Code'", "chat, code")),
+        ((*SMALL, "--headroom", "0"), 2, ("12GiB",)),
+        ((*SMALL, "--device-memory", "0GiB"), 2, ("between one byte",)),
+        (("one.json", "two.json"), 2, ("2 profiles: one.json, two.json", "--calibrate")),
     ],
 )
 def test_what_cannot_be_planned_says_what_would(
@@ -141,6 +150,18 @@ def test_what_a_headroom_withholds_is_given_back(planner: Run) -> None:
     flags = err.split("try: ")[1].split(", or")[0].replace(" and ", " ").split()
     assert "--headroom" in flags
     assert planner("recommend", *SMALL, *flags)[0] == 0
+
+
+@pytest.mark.parametrize("size", ["0GiB", "0B", "0.0MB"])
+def test_no_headroom_at_all_is_a_headroom(planner: Run, tmp_path: Path, size: str) -> None:
+    path = tmp_path / "plan.json"
+    assert planner("recommend", *SMALL, "--headroom", size, "-o", str(path))[0] == 0
+    assert Plan.read(path).devices[0].budget_bytes == 24 * 2**30
+
+
+@pytest.mark.parametrize("text", ["math", "edit"])
+def test_every_text_that_is_offered_is_planned_for(planner: Run, text: str) -> None:
+    assert planner("recommend", *SMALL, "--draft", "llama-3.2-1b", "--text", text)[0] == 0
 
 
 def test_a_draft_that_may_not_take_its_memory_is_not_said_to_lose(planner: Run) -> None:
@@ -230,3 +251,120 @@ def test_a_report_of_another_target_does_not_calibrate(planner: Run, elsewhere: 
     code, _, err = planner("recommend", str(elsewhere), "--force", *sizes, "--calibrate", str(tmp_path / "report.json"))
     assert code == 3
     assert "it is of another target" in err
+
+
+# --- the line to paste, for models that are known by name only ---
+
+
+def parsed(line: str) -> dict[str, object]:
+    """The options of a line to paste, as the runtime's own command line reads them."""
+    program, command, *words = shlex.split(line)
+    assert (program, command) == ("runtime", "generate")
+    group = typer.main.get_command(runtime_app)
+    assert isinstance(group, TyperGroup)
+    return group.commands[command].make_context(command, words).params
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--draft-len", "5", "--slots", "3"),
+        ("--draft-tiers", "1,3,7"),
+        ("--draft-kind", "tree", "--draft-tree", "32", "--device-memory", "12GiB"),
+        ("--draft-on-host", "--draft-kind", "chain"),
+        ("--no-spec", "--host-memory", "24GiB", "--ctx-size", "4096", "--max-tokens", "100"),
+        ("--target-memory", "10GiB", "--draft-memory", "3GiB"),
+        ("--link", "emulated:12.5GB/s,10us", "--dtype", "fp16", "--quality-floor", "16bit"),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("machine", ["rtx-4090", "epyc-9354"])
+def test_the_line_to_paste_plans_the_same(planner: Run, tmp_path: Path, flags: tuple[str, ...], machine: str) -> None:
+    pair = ("--target", "llama-3.1-70b", "--draft", "llama-3.2-1b", "--text", "code")
+    where = ("--machine", machine)
+    code, out, err = planner("recommend", *where, *pair, *flags, "-o", str(tmp_path / "first.json"))
+    assert code == 0, err
+    options = parsed(out.rstrip().splitlines()[-1])
+    again = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if _is_given(value)]
+    again += [name for name, flag in (("--no-spec", "no_spec"), ("--draft-on-host", "draft_on_host")) if options[flag]]
+    floor = ("--quality-floor", "16bit") if "--quality-floor" in flags else ()
+    code, _, err = planner("recommend", *where, "--text", "code", *floor, *again, "-o", str(tmp_path / "second.json"))
+    assert code == 0, err
+    first, second = (_in_whole_mib(Plan.read(tmp_path / name)) for name in ("first.json", "second.json"))
+    assert first == second
+
+
+def _in_whole_mib(plan: Plan) -> Plan:
+    """The plan with budgets as a line to paste rounds them."""
+    devices = [device.model_copy(update={"budget_bytes": device.budget_bytes >> 20 << 20}) for device in plan.devices]
+    return plan.model_copy(update={"devices": tuple(devices)})
+
+
+def _is_given(value: object) -> bool:
+    """Whether an option says something that planning goes by; `recommend` spells it as `generate` does."""
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+# --- learning from runs ---
+
+SIZES = ("--device-memory", "80MB", "--prompt-tokens", "64", "-n", "64", "--link", "emulated:1GB/s")
+
+
+def written_reports(folder: Path, *links_s: float) -> list[str]:
+    """Reports of runs of the made-up target whose link took so long where 0.4 s were predicted."""
+    paths = []
+    for number, link_s in enumerate(links_s):
+        path = folder / f"run-{number}.json"
+        made = report(performance(round_s=link_s, link_s=link_s))
+        target = made.target.model_copy(update={"fingerprint": profile().target.fingerprint})
+        path.write_text(made.model_copy(update={"target": target}).to_json())
+        paths.append(str(path))
+    return paths
+
+
+def planned(planner: Run, path: Path, *arguments: str) -> Plan:
+    code, out, err = planner("recommend", str(path), "--force", *SIZES, "--no-spec", "--json", *arguments)
+    assert code == 0, err
+    return Recommendation.model_validate_json(out).plan
+
+
+def width_frac(plan: Plan) -> float:
+    ends = [entry.generated_tokens_per_s for entry in (plan.predicted_p10, plan.predicted, plan.predicted_p90) if entry]
+    low, middle, high = (end for end in ends if end is not None)
+    return (high - low) / middle
+
+
+def test_several_reports_move_the_prediction_and_its_interval(planner: Run, elsewhere: Path, tmp_path: Path) -> None:
+    reports = written_reports(tmp_path, 0.44, 0.48, 0.52)  # the link took 1.1, 1.2, 1.3 times as long as predicted
+    before = planned(planner, elsewhere)
+    after = planned(planner, elsewhere, "--calibrate", *reports)
+    # The median of three counts for three against none at all: 1.2 ** (3 / 4)
+    assert after.calibration["link"] == pytest.approx(1.2**0.75)
+    assert before.predicted.generated_tokens_per_s is not None
+    assert after.predicted.generated_tokens_per_s == pytest.approx(
+        before.predicted.generated_tokens_per_s / 1.2**0.75, rel=1e-3
+    )
+    assert width_frac(after) > 2 * width_frac(before), "the runs scatter by far more than an emulated link should"
+    one_by_one = [word for path in reports for word in ("--calibrate", path)]
+    assert planned(planner, elsewhere, *one_by_one) == after
+    few = planned(planner, elsewhere, "--calibrate", reports[1])
+    assert few.calibration["link"] == pytest.approx(1.2**0.5)
+
+
+def test_what_is_no_report_does_not_calibrate(planner: Run, elsewhere: Path, tmp_path: Path) -> None:
+    (run,) = written_reports(tmp_path, 0.44)
+    for arguments, code, text in (
+        (("--calibrate", str(elsewhere)), 3, f"{elsewhere} is no valid Report file"),
+        (("--calibrate", run, str(tmp_path / "absent.json")), 3, "absent.json"),
+        (("--calibrate", run, str(elsewhere)), 2, "2 profiles"),
+        ((run,), 2, "reports of runs follow --calibrate"),
+    ):
+        found, _, err = planner("recommend", str(elsewhere), "--force", *SIZES, *arguments)
+        assert (found, text in err) == (code, True), err
+    found, _, err = planner("recommend", run)
+    assert found == 3
+    assert f"try: planner recommend --calibrate {run}" in err
+    found, _, err = planner("recommend", str(elsewhere), "--force", *SIZES[:-1], "disk:cached", "--calibrate", run)
+    assert found == 3
+    assert "it ran over the link emulated" in err

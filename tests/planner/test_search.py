@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 from made_up import DISK, DRAFT, LINK, MB, NUM_LAYERS, TARGET, layer_s, model, profile, request, spread
 
+from planner import recommend as recommend_module
 from planner.acceptance import chain_yield
 from planner.budget import Budget, plan_for_budget
 from planner.contracts.errors import BadInputError, NoFeasiblePlanError
 from planner.contracts.plan import ChainDraft, EmulatedLink, NoDraft
 from planner.contracts.profile import AcceptanceCurve
+from planner.contracts.quantities import format_s
 from planner.drafting import chain
 from planner.recommend import recommend
 from planner.schedule import round_time_s, schedule_of
@@ -248,6 +250,34 @@ def test_rivals_are_priced_by_what_overlaps_and_what_does_not() -> None:
     # One slot leaves room for one resident more: 10 layers of 10 ms, and 33 ms one after the other.
     assert rivals["no prefetch"].tokens_per_s == pytest.approx(1 / (10 * 10e-3 + 33e-3), rel=1e-3)
     assert any("faster here: mapped" in reason for reason in found.reasons)
+
+
+def test_the_runner_up_lost_by_tokens_per_round_or_by_longer_rounds() -> None:
+    # A draft that is never right and takes 0.1 s a token outlasts the link, beside which 33 ms of compute hide.
+    found = recommend(profile(ranks=(1,) * 64, draft_pass_s=0.1), request(TIGHT))
+    best, other = found.choice, found.runner_up
+    assert other is not None
+    assert (best.draft, other.draft, other.tokens_per_round) == (None, "draft", 1.0)
+    share, rounds = best.tokens_per_s / other.tokens_per_s, other.round_s / best.round_s
+    assert rounds > 1.05
+    assert found.runner_up_lost == (
+        f"{share:.2f} times slower: 1.00 times the tokens per round, in rounds {rounds:.2f} times as long"
+    )
+    speculating = recommend(profile(), request(TIGHT))
+    assert speculating.runner_up is not None
+    assert speculating.runner_up.draft is None
+    tokens = 1 / speculating.choice.tokens_per_round
+    assert f"times slower: {tokens:.2f} times the tokens per round" in (speculating.runner_up_lost or "")
+
+
+def test_a_runner_up_that_decodes_faster_lost_to_a_simpler_plan() -> None:
+    asked = request(TIGHT)
+    scorer = scorer_for(profile(), asked)
+    best = rank(profile(), asked, scorer).best
+    faster = replace(best, tokens_per_s=best.tokens_per_s * 1.004, ttft_s=best.ttft_s + 0.1)
+    said = recommend_module._why_lost(best, faster)
+    assert said.startswith("0.4% faster once it decodes, which is noise or paid for before the first token")
+    assert f"({format_s(faster.ttft_s)} against {format_s(best.ttft_s)})" in said
 
 
 def test_memory_binds_where_two_slots_do_not_fit() -> None:

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import MB, profile, request
+from test_kinds import measured
 
+from planner.cli import main
 from planner.cli.simulate import simulate as command
 from planner.contracts.errors import BadInputError
 from planner.contracts.performance import Performance, RoundSplit
 from planner.contracts.plan import Device, EmulatedLink, MemorySplit, ModelRef, NoDraft, Placement, Plan, Unit
 from planner.contracts.quantities import format_s
 from planner.contracts.timeline import LANES, Span, chrome_trace
+from planner.drafting import DraftKind, drafting_of
 from planner.schedule import (
     Schedule,
     Step,
@@ -23,9 +27,11 @@ from planner.schedule import (
     lower_bound_s,
     passes_s,
     round_time_s,
+    schedule_of,
     timeline,
 )
 from planner.schedule_batch import BatchDraws, ScheduleBatch, drawn_round_times_s, passes_times_s, round_times_s
+from planner.search import plan_of, rank
 from planner.simulate import simulate, view_round
 
 # Eighths add up without rounding, so that equal means equal
@@ -294,6 +300,103 @@ def test_the_command_refuses_a_plan_without_times(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"layer 0 compute_s(.|\n)*planner recommend") as refused:
         command(written_plan(tmp_path, compute_s=None))
     assert refused.value.exit_code == 3
+
+
+# --- without a plan ---
+
+CATALOGUE = ("--machine", "rtx-4090", "--target", "llama-3.1-70b", "--draft", "llama-3.2-1b", "--text", "code")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of `planner`; what it wrote is on stdout and stderr."""
+    monkeypatch.setattr("sys.argv", ["planner", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--no-spec",),
+        ("--draft-len", "5"),
+        ("--draft-tiers", "1,3,7"),
+        ("--draft-kind", "tree"),
+        ("--draft-kind", "tree", "--draft-tree", "64"),
+    ],
+    ids=" ".join,
+)
+def test_without_a_plan_what_recommend_would_choose_is_simulated(
+    flags: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plan.json"
+    assert run(monkeypatch, "recommend", *CATALOGUE, *flags, "-o", str(path)) == 0
+    capsys.readouterr()
+    assert run(monkeypatch, "simulate", str(path), "--json") == 0
+    of_plan = json.loads(capsys.readouterr().out)
+    assert run(monkeypatch, "simulate", *CATALOGUE, *flags, "--json") == 0
+    assert json.loads(capsys.readouterr().out) == of_plan
+    made = Plan.read(path)
+    assert of_plan["drafting"] == drafting_of(made.draft).label
+    assert of_plan["generated_tokens_per_s"] == pytest.approx(made.predicted.generated_tokens_per_s, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["tree", "ngram", "hybrid"])
+def test_plans_of_every_kind_of_draft_are_simulated(
+    kind: DraftKind, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, asked = measured(is_repetitive=False), request(80 * MB)
+    ranking = rank(made, asked)
+    score = next(score for score in ranking.scores if score.candidate.drafting.kind == kind)
+    plan, _ = plan_of(made, asked, score)
+    plan.write(tmp_path / "plan.json")
+    command(tmp_path / "plan.json", rounds=2, trace=tmp_path / "trace.json")
+    shown = capsys.readouterr().out
+    assert f"draft                {score.candidate.drafting.label}" in shown
+    assert f"{plan.predicted.tokens_per_round:.2f} tokens each" in shown
+    events = [event for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if event["ph"] == "X"]
+    drafting_us = sum(event["dur"] for event in events if event["name"] == "draft")
+    assert drafting_us == pytest.approx(2e6 * schedule_of(plan).boundary_s)
+    assert round_time_s(schedule_of(plan)) == pytest.approx(score.round_s, rel=0.02)
+
+
+def test_a_profile_is_planned_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "profile.json"
+    profile().write(path)
+    sizes = ("--device-memory", "80MB", "--prompt-tokens", "64", "-n", "64", "--link", "emulated:1GB/s")
+    assert run(monkeypatch, "simulate", str(path), *sizes) == 5
+    assert "--force" in capsys.readouterr().err
+    assert run(monkeypatch, "simulate", str(path), "--force", *sizes, "--draft-len", "3", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["drafting"] == "chain of 3"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "texts"),
+    [
+        (("{plan}", "--draft-kind", "tree"), 2, ("a plan and draftings", "leave out the plan")),
+        (("{plan}", "--machine", "rtx-4090", "--device-memory", "8GiB"), 2, ("machines, memory",)),
+        ((*CATALOGUE, "--machine", "rtx-5090"), 2, ("2 machines", "planner recommend compares")),
+        ((*CATALOGUE, "--draft-kind", "chain", "--draft-tree", "8"), 2, ("--draft-tree with --draft-kind chain",)),
+        (("absent.json",), 3, ("absent.json",)),
+        ((), 3, ("no profile to plan by", "planner profile")),
+    ],
+)
+def test_what_cannot_be_simulated_says_why(
+    arguments: tuple[str, ...],
+    code: int,
+    texts: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = written_plan(tmp_path)
+    assert run(monkeypatch, "simulate", *(word.replace("{plan}", str(plan)) for word in arguments)) == code
+    err = capsys.readouterr().err
+    assert all(text in err for text in texts), err
 
 
 def test_a_trace_counts_from_its_first_span_in_microseconds() -> None:

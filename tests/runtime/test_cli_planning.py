@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 from tiny_models import TinyModel, placed, recounted
 
+from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import ChainDraft, Device, Plan, TreeDraft
 from planner.contracts.profile import Profile
 from planner.contracts.report import Report
 from runtime.api import load
 from runtime.cli import main
+from runtime.measure.machine import machine_fingerprint, this_machine, versions
 from runtime.measure.profile import ProfileOptions, measure_profile
 from runtime.measure.prompts import Prompt
 
@@ -106,6 +108,40 @@ def test_named_profile_must_be_of_the_target(
     code, _, err = generate("-m", str(tiny_model("qwen3")), "--profile", str(tmp_path / "profile.json"))
     assert code == 5
     assert "the profile is not of" in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "whys"),
+    [
+        ({"machine_fingerprint": "elsewhere"}, ("it is of another desk, which is not this machine",)),
+        ({"versions": {**versions(), "torch": "1.0"}}, ("torch 1.0 there and ",)),
+        (
+            {"machine_fingerprint": "elsewhere", "versions": {}},
+            ("which is not this machine", "torch unknown there", "transformers unknown there"),
+        ),
+    ],
+    ids=["machine", "version", "both"],
+)
+def test_named_profile_of_another_machine_or_versions_is_refused_and_force_explained(
+    generate: Run, tiny_model: TinyModel, tmp_path: Path, changes: dict[str, object], whys: tuple[str, ...]
+) -> None:
+    target, path = str(tiny_model("llama")), tmp_path / "profile.json"
+    shape = ModelShape.from_config(tiny_model("llama"))
+    here = Profile(
+        kind="measured",
+        created="2026-11-20T12:00:00Z",
+        machine=this_machine(()).model_copy(update={"name": "another desk"}),
+        machine_fingerprint=machine_fingerprint(),
+        versions=versions(),
+        num_threads=1,
+        target=shape,
+        dtype=shape.stored_dtype,
+    )
+    here.model_copy(update=changes).write(path)
+    code, report, err = generate("-m", target, "--profile", str(path))
+    assert (code, report) == (5, None)
+    for text in ("was not measured here and now", *whys, f"planner recommend {path} --force", "--profile none"):
+        assert text in err
 
 
 @pytest.mark.slow

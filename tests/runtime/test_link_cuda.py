@@ -150,7 +150,27 @@ class SimulatedEvent:
 
 
 class DeviceMemory(Tensor):
-    """Memory of the simulated device: a copy into it is enqueued, and tears what was there before it is complete."""
+    """Memory of the simulated device: a copy into it is enqueued, and tears what was there before it is complete.
+
+    A copy out of it is enqueued too.
+    """
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        if func is not Tensor.copy_ or isinstance(args[0], DeviceMemory):
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+        there, here = cast(Tensor, args[0]), cast(Tensor, args[1]).as_subclass(Tensor)
+        stream = cast(SimulatedStream, torch.cuda.current_stream())
+        stream.enqueue(Operation("read", lambda: there.copy_(here)))
+        if not (kwargs or {}).get("non_blocking"):
+            stream.synchronize()
+        return there
 
     def copy_(self, other: Tensor, non_blocking: bool = False) -> Tensor:
         stream = cast(SimulatedStream, torch.cuda.current_stream())

@@ -1,5 +1,8 @@
 """A session resumes, keeps to its deadline, repeats what others disturbed, and rejects an unsteady machine."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +11,7 @@ import pytest
 
 from planner.contracts.errors import ResourceFailureError
 from planner.contracts.profile import MemoryMeasurement
-from runtime.measure.cache import locked
+from runtime.measure.cache import measuring_alone
 from runtime.measure.journal import Findings, Journal
 from runtime.measure.session import Group, Session, Step
 
@@ -68,7 +71,7 @@ def test_killed_run_is_taken_up_where_it_ended(tmp_path: Path) -> None:
         outcome = second.run(bench.steps("a", "b", "c"))
     assert bench.taken == ["a", "b", "c"]
     assert [entry.memory[0].num_bytes for entry in outcome.findings] == [1, 2, 3]
-    assert outcome.is_complete
+    assert outcome.num_missing == 0
 
 
 def test_deadline_leaves_a_note_of_what_is_missing(tmp_path: Path) -> None:
@@ -77,7 +80,7 @@ def test_deadline_leaves_a_note_of_what_is_missing(tmp_path: Path) -> None:
         outcome = run.run(bench.steps("a", "b", "c", group="acceptance"))
     assert bench.taken == ["a", "b"]
     assert "acceptance: 1 of 3 steps not measured for lack of time" in outcome.notes
-    assert not outcome.is_complete
+    assert outcome.num_missing == 1
 
 
 def test_deadline_leaves_no_group_without_any_step(tmp_path: Path) -> None:
@@ -158,17 +161,24 @@ def test_step_that_the_deadline_cut_off_counts_as_missing(tmp_path: Path) -> Non
     with session(tmp_path, bench, stop_at_s=5.0) as run:
         outcome = run.run([Step(group="acceptance", name="a", run=cut)])
     assert outcome.findings == ()
-    assert not outcome.is_complete
+    assert outcome.num_missing == 1
 
 
-def test_two_profilers_at_once_on_one_entry_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "profile.json"
-    with (
-        locked(path),
-        pytest.raises(ResourceFailureError, match="another profiler is at work") as caught,
-        locked(path),
-    ):
-        pass
-    assert caught.value.exit_code == 6
-    with locked(path):
-        pass
+def test_another_process_that_measures_is_named_and_nothing_is_measured_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DRAFTSTREAM_CACHE", str(tmp_path))
+    hold = (
+        "from runtime.measure.cache import measuring_alone\nwith measuring_alone(): print('held', flush=True); input()"
+    )
+    with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ResourceFailureError, match="another profiler is at work") as caught, measuring_alone():
+            pass
+        assert caught.value.exit_code == 6
+        assert f"process {holder.pid} holds {tmp_path / 'measuring.lock'}" in caught.value.why
+        assert "wait for it" in caught.value.remedy
+        holder.kill()
+    with measuring_alone():  # what was killed holds nothing
+        assert (tmp_path / "measuring.lock").read_text() == f"{os.getpid()}\n"
