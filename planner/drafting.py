@@ -71,8 +71,10 @@ class Drafting:
 
     @property
     def num_widths(self) -> int:
-        """How many widths passes may have: a chain's lengths, and what a draft reads after each; all up to a tree's."""
-        return 2 * max(1, len(self.tiers)) if self.kind == "chain" else self.num_nodes
+        """How many widths passes may have: all up to a tree's; a chain's lengths, what a draft reads after each, and one
+        more, of the round that ends a text.
+        """
+        return 2 * max(1, len(self.tiers)) + 1 if self.kind == "chain" else self.num_nodes
 
     @property
     def draft_nodes(self) -> int:
