@@ -32,7 +32,11 @@ HostMemory = Annotated[str | None, typer.Option(help="For weights kept in host m
 Headroom = Annotated[str | None, typer.Option(help="Left free on the device for others.")]
 Sampled = Annotated[bool, typer.Option(help="Plan for sampling at temperature 1 instead of greedy text.")]
 Calibrate = Annotated[
-    list[Path] | None, typer.Option(help="Reports of runtime generate --json; may be given several times.")
+    list[Path] | None,
+    typer.Option(
+        help="Reports of runtime generate --json to learn from, or a folder, of which those count that fit; may be "
+        "given several times."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Force = Annotated[bool, typer.Option(help="Use a profile of another machine or of other versions all the same.")]
