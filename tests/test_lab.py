@@ -1,5 +1,6 @@
 """The notebooks in JupyterLab in a real Chromium: listed, opened, run and moved, and nothing goes wrong, or out."""
 
+import json
 import os
 import secrets
 import shutil
@@ -138,6 +139,38 @@ def test_what_if_draws_and_obeys_its_sliders(tab: Tab, lab: Lab) -> None:
     tab.wait_for(f"{drawn} !== {before!r}")
     assert "rror" not in tab.evaluate("document.querySelector('.jp-OutputArea').textContent")
     tab.screenshot("lab-moved", is_whole=False)
+    assert_calm(tab, lab)
+
+
+TYPE = """
+((texts) => {
+  const place = document.querySelectorAll('.jp-OutputArea .lm-TabBar-tab')[1];
+  const { x, y } = place.getBoundingClientRect();
+  for (const kind of ['pointerdown', 'pointerup'])
+    place.dispatchEvent(new PointerEvent(kind, { bubbles: true, button: 0, clientX: x + 9, clientY: y + 9 }));
+  for (const input of document.querySelectorAll('.jp-OutputArea .widget-text input')) {
+    const name = input.closest('.widget-text').querySelector('.widget-label').textContent;
+    input.value = texts[name];
+    for (const kind of ['input', 'change']) input.dispatchEvent(new Event(kind, { bubbles: true }));
+  }
+  [...document.querySelectorAll('.jp-OutputArea button')].find((each) => each.textContent.includes('load')).click();
+})(%s)
+"""
+
+
+@pytest.mark.timeout(600)
+def test_what_if_loads_a_users_own_profile(tab: Tab, lab: Lab) -> None:
+    texts = {
+        "profile": "examples/profile.json",
+        "reports": "examples/reports",
+        "link": "emulated:300MB/s",
+        "memory": "13MiB",
+    }
+    tab.evaluate(TYPE % json.dumps(texts))
+    tab.wait_for(
+        "document.querySelector('.jp-OutputArea').textContent.includes('corrected by 7 runs')", most_s=STARTING_S
+    )
+    tab.screenshot("lab-own", is_whole=False)
     assert_calm(tab, lab)
 
 

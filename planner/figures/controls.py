@@ -29,8 +29,8 @@ class SubjectControls:
         self.text = _dropdown("text", menus.texts(), subject.text)
         self.path = _text("profile", "what planner profile wrote: profile.json")
         self.reports = _text("reports", "of runs to learn from: report.json, or a folder")
-        self.link = _text("link", "this machine's; or disk, cuda, emulated:2GB/s")
-        self.memory = _text("memory", "this machine's; or so much of its device: 12GiB")
+        self.link = _text("link", "this machine's; or emulated:2GB/s")
+        self.memory = _text("memory", "this machine's; or less of it: 12GiB")
         self.load = widgets.Button(description="load", icon="folder-open", layout=widgets.Layout(width="90px"))
         self.target.observe(lambda _: self._offer_drafts(), names="value")
         for menu in (self.machine, self.draft, self.text):
