@@ -141,10 +141,12 @@ def test_grid_holds_what_is_now_unchanged() -> None:
     assert all(tuple(sorted(axis.values)) == axis.values for axis in axes)
 
 
-def test_map_follows_the_context() -> None:
+def test_map_follows_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.grid.MEMORY_FACTORS", (1, 2))
+    monkeypatch.setattr("planner.grid.LINK_FACTORS", (1, 2))
     view = look("made up", WhatIf(SITUATION))
     found: dict[str, Any] = json.loads(packed(html_of(what_if_document(view, (128, 200, 10**6))), "data"))
-    what_if, num_each = WhatIf(SITUATION), len(MEMORY_FACTORS) * len(LINK_FACTORS)
+    what_if, num_each = WhatIf(SITUATION), 4
     for place, context_tokens in ((0, None), (1, 200)):
         expected = map_around(what_if, Change(context_tokens=context_tokens))
         table = map_table(expected, 36 * MB, 1e9)
