@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.changes import Situation
+from planner.contracts.errors import BadInputError
 from planner.contracts.plan import Workload
 
 if TYPE_CHECKING:
@@ -42,22 +43,32 @@ def from_profile(
 ) -> Situation:
     """What `planner profile` measured, here or elsewhere, corrected by what runs reported.
 
-    `link` and `device_memory` are as on the command line.
+    `link` and `device_memory` are as on the command line; without a link it is the one of this machine. A report that
+    is named must fit target and kind of link; a folder stands for those in it that do.
 
-    Raises: BadInputError, where a file is none of ours or of another schema version, or a report of another target.
+    Raises: BadInputError, where a file is none of ours or of another schema version, or no report of a folder fits;
+    UsageError, for no link.
     """
     from planner.cli.sources import Asked
 
     return _situation(
         Asked(
-            profile=Path(path),
+            profile=_expanded(path),
             workload=Workload(prompt_tokens=prompt_tokens, new_tokens=new_tokens, domain=text),
             link=link,
             memory={"device": device_memory},
-            calibrate=tuple(Path(report) for report in reports),
+            calibrate=tuple(map(_expanded, reports)),
             force=True,
         )
     )
+
+
+def _expanded(path: Path | str) -> Path:
+    """The path with a `~` at its start spelled out. Raises: BadInputError, where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise BadInputError(f"cannot read {path}", why=str(error), remedy="write the whole path") from error
 
 
 def _situation(asked: "Asked") -> Situation:

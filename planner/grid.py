@@ -6,13 +6,13 @@ What is now is always on the grid, and there nothing is changed: its numbers are
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from planner.changes import Change, Situation, link_bytes_per_s
 from planner.contracts.errors import BadInputError, DraftstreamError
 from planner.contracts.quantities import format_bytes, format_bytes_per_s
-from planner.what_if import Case, WhatIf
+from planner.what_if import Case, StrategyMap, WhatIf
 
 Field = Literal["context_tokens", "link_bytes_per_s", "device_bytes"]
 
@@ -20,6 +20,7 @@ MEMORY_FACTORS = (1 / 4, 1 / 2, 3 / 4, 1, 3 / 2, 2, 4)
 LINK_FACTORS = (1 / 4, 1 / 2, 1, 2, 4)
 MAP_MEMORY_FACTORS = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1, 3 / 2, 2, 3, 4)
 MAP_LINK_FACTORS = (1 / 4, 1 / 2, 3 / 4, 1, 3 / 2, 2, 4)
+_AS_IT_IS = Change()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +79,20 @@ def points(what_if: WhatIf, axes: Sequence[Axis]) -> Iterator[Point]:
             yield Point(change=change, case=what_if.case(change))
         except DraftstreamError as error:
             yield Point(change=change, case=None, why_not=f"{error.what}: {error.why}")
+
+
+def map_around(what_if: WhatIf, change: Change = _AS_IT_IS) -> StrategyMap:
+    """The best around what is now, after all of a change but memory and link.
+
+    Raises: BadInputError, where the link was not measured; else as `WhatIf.map` does.
+    """
+    request = what_if.situation.request
+    rate = link_bytes_per_s(what_if.situation.profile, request.wishes.link)
+    return what_if.map(
+        [int(request.budget.device_bytes * factor) for factor in MAP_MEMORY_FACTORS],
+        [rate * factor for factor in MAP_LINK_FACTORS],
+        replace(change, device_bytes=None, link_bytes_per_s=None),
+    )
 
 
 def change_at(axes: Sequence[Axis], places: Sequence[int]) -> Change:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from planner.api import from_catalogue, from_profile
@@ -15,12 +14,12 @@ from planner.contracts.quantities import (
     format_bytes_per_s,
     format_s,
     format_tokens_per_s,
-    tokens_per_s_digits,
 )
 from planner.drafting import DRAFT_KINDS, EVERY_DRAFTING, DraftKind
 from planner.extras import need_report_extra, without_widgets
-from planner.grid import MAP_LINK_FACTORS, MAP_MEMORY_FACTORS
+from planner.grid import map_around
 from planner.recommend import basis_of
+from planner.render import interval
 from planner.what_if import Advice, Case, LengthCurve, StrategyMap, WhatIf, compared
 
 if TYPE_CHECKING:
@@ -32,7 +31,6 @@ N = TypeVar("N", int, float)
 Menu = tuple[tuple[str, T], ...]  # what is shown, each text once, and what it stands for
 
 COMPARED_MACHINES = ("rtx-3060-12gb", "rtx-4060-ti-16gb", "rtx-4070", "rtx-3090", "rtx-4090", "rtx-5090")
-_AS_IT_IS = Change()
 _MOST_FACTOR = 8  # by which memory and bandwidth go below and above what is now
 _CODEC_NAMES: dict[Codec, str] = {"raw": "as stored", "bf12": "bf12 (lossless)", "q8": "8 bits", "nf4": "4 bits"}
 _KIND_NAMES: dict[DraftKind, str] = {"ngram": "n-grams"}
@@ -57,20 +55,23 @@ class FromProfile:
     """What was measured, and runs to learn from."""
 
     path: str
-    reports: tuple[str, ...] = ()
+    reports: tuple[str, ...] = ()  # files, which must fit, or folders, of which those count that do
+    link: str | None = None  # this and memory as on the command line; None is this machine's
+    device_memory: str | None = None
 
     @classmethod
-    def typed(cls, path: str, reports: str) -> "FromProfile":
-        """From what a user types: reports with commas between them; a folder stands for the JSON files in it."""
-        found: list[str] = []
-        for name in filter(None, (part.strip() for part in reports.split(","))):
-            folder = Path(name).expanduser()
-            found += map(str, sorted(folder.glob("*.json"))) if folder.is_dir() else [str(folder)]
-        return cls(path=str(Path(path.strip()).expanduser()), reports=tuple(found))
+    def typed(cls, path: str, reports: str = "", link: str = "", device_memory: str = "") -> "FromProfile":
+        """From what a user types: reports with commas between them."""
+        return cls(
+            path=path.strip(),
+            reports=tuple(filter(None, (part.strip() for part in reports.split(",")))),
+            link=link.strip() or None,
+            device_memory=device_memory.strip() or None,
+        )
 
     def situation(self) -> Situation:
-        """Raises: BadInputError, where a file is none of ours, or of another target or schema version."""
-        return from_profile(self.path, reports=self.reports)
+        """Raises: UsageError or BadInputError, as `from_profile` does."""
+        return from_profile(self.path, reports=self.reports, link=self.link, device_memory=self.device_memory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,16 +124,17 @@ def sizes_of(kind: DraftKind | None) -> Menu[int | None]:
     return (("the best", None), *((str(size), size) for size in sizes))
 
 
-def answer(case: Case) -> str:
-    """What is best, and how fast it is."""
+def answer(case: Case, codec: Codec = "raw") -> str:
+    """What is best, and how fast it is; of what is streamed, the bytes that travel under a codec."""
     plan, best = case.plan, case.best
-    ends = [None if end is None else end.generated_tokens_per_s for end in (plan.predicted_p10, plan.predicted_p90)]
-    low, high = ("unknown" if end is None else tokens_per_s_digits(end) for end in ends)
+    wire_bytes = plan.streamed_bytes * CODEC_BYTES_FRAC[codec]
+    coded = "" if codec == "raw" else f" as {codec}"
     drafted = best.candidate.drafting.label
     by = "" if best.candidate.draft is None else f" by {best.candidate.draft.name}"
-    streamed = f"{format_bytes(plan.streamed_bytes)} travel in every pass" if plan.streamed else "everything resident"
+    travelling = f"{format_bytes(wire_bytes)} travel in every pass{coded}"
+    streamed = travelling if plan.streamed else "everything resident"
     return (
-        f"{format_tokens_per_s(best.tokens_per_s)} (P10-P90 {low}-{high}): {drafted}{by}; {streamed}; "
+        f"{format_tokens_per_s(best.tokens_per_s)} ({interval(plan)}): {drafted}{by}; {streamed}; "
         f"{best.terms.tokens_per_round:.2f} tokens per round of {format_s(best.round_s)}; "
         f"first token after {format_s(best.ttft_s)}"
     )
@@ -156,7 +158,7 @@ def open_page(subject: FromCatalogue | None = None) -> "WhatIfPage | StillPage":
 
 def grounds(case: Case, change: Change) -> str:
     """What the answer rests on, and what it leaves out."""
-    said = basis_of(case.situation.profile)
+    said = basis_of(case.situation.profile, case.situation.request)
     if change.codec != "raw":
         said += (
             f"; {change.codec} counts as fewer bytes: decoding is not priced, and the runtime reads no such weights yet"
@@ -172,7 +174,6 @@ class Session:
         self.subject = subject
         self.what_if = WhatIf(subject.situation())
         self.menus = menus_for(self.what_if.situation)
-        self._curves: dict[Change, LengthCurve | None] = {}
         self._maps: dict[Change, StrategyMap] = {}
         self.what_if.case()
 
@@ -182,10 +183,7 @@ class Session:
 
     def curve(self, change: Change) -> LengthCurve | None:
         """Every chain's speed after a change, whatever kind and length were chosen. Raises: as `WhatIf.case` does."""
-        free = replace(change, kind=None, num_nodes=None)
-        if free not in self._curves:
-            self._curves[free] = self.what_if.case(free).lengths()
-        return self._curves[free]
+        return self.what_if.case(replace(change, kind=None, num_nodes=None)).curve
 
     def here(self, change: Change) -> tuple[int, float]:
         """Device memory in bytes and the link's bytes per second after a change; a codec makes no link faster.
@@ -197,26 +195,21 @@ class Session:
         return change.device_bytes or now.request.budget.device_bytes, rate
 
     def map(self, change: Change) -> StrategyMap:
-        """The best around what is now, after all of a change but memory and link. Raises: as `WhatIf.map` does."""
+        """The best around what is now, after all of a change but memory and link. Raises: as `map_around` does."""
         elsewhere = replace(change, device_bytes=None, link_bytes_per_s=None)
         if elsewhere not in self._maps:
-            device_bytes, rate = self.here(_AS_IT_IS)
-            self._maps[elsewhere] = self.what_if.map(
-                [int(device_bytes * factor) for factor in MAP_MEMORY_FACTORS],
-                [rate * factor for factor in MAP_LINK_FACTORS],
-                elsewhere,
-            )
+            self._maps[elsewhere] = map_around(self.what_if, elsewhere)
         return self._maps[elsewhere]
 
     def machines(self, names: Sequence[str]) -> list[Advice]:
         """The same models and text on machines of the catalogue, the fastest first, and why the others cannot."""
         request, profile = self.what_if.situation.request, self.what_if.situation.profile
         workload = request.workload
-        situations: dict[str, Situation] = {}
+        what_ifs: dict[str, WhatIf] = {}
         refused: list[Advice] = []
         for name in names:
             try:
-                situations[name] = from_catalogue(
+                situation = from_catalogue(
                     name,
                     profile.target.name,
                     [draft.name for draft in profile.drafts],
@@ -226,7 +219,9 @@ class Session:
                 )
             except BadInputError as error:
                 refused.append(Advice.refused(name, error))
-        return [*compared(situations), *refused]
+            else:
+                what_ifs[name] = WhatIf(situation)
+        return [*compared(what_ifs), *refused]
 
 
 def _rates(situation: Situation) -> Menu[float | None]:

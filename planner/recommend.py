@@ -39,8 +39,16 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
     """
     scorer = scorer_for(profile, request)
     ranking = rank(profile, request, scorer)
+    plan, _ = plan_of(profile, request, ranking.best, scorer)
+    gains = prices(profile, request, ranking.best, scorer)
+    return recommendation_of(profile, request, ranking, scorer, plan=plan, gains=gains)
+
+
+def recommendation_of(
+    profile: Profile, request: Request, ranking: Ranking, scorer: Scorer, *, plan: Plan, gains: Sequence[Price]
+) -> Recommendation:
+    """What a ranking says, with the plan of its best and the prices that were found for it."""
     best, baseline = ranking.best, ranking.baseline
-    plan, _ = plan_of(profile, request, best, scorer)
     runner_up = _runner_up(ranking)
     drafts = () if request.never_speculate else profile.drafts
     is_streaming = best.candidate.placement.num_slots > 0
@@ -60,12 +68,12 @@ def recommend(profile: Profile, request: Request) -> Recommendation:
             for draft in profile.drafts
             if ranking.best_of(draft.fingerprint, "chain") is not None
         ),
-        prices=tuple(prices(profile, request, best, scorer)),
+        prices=tuple(gains),
         rivals=priced,
         unpriced_rivals=unpriced,
         refused=tuple(Refusal(draft=name, why=why) for name, why in ranking.refused),
         num_scored=len(ranking.scores),
-        basis=basis_of(profile),
+        basis=basis_of(profile, request),
         warnings=_warnings(profile, request, plan),
         sources=profile.notes if profile.kind == "estimated" else (),
     )
@@ -292,12 +300,14 @@ def _around(request: Request, best: Score) -> Request:
     )
 
 
-def basis_of(profile: Profile) -> str:
-    """Whether the numbers were measured or estimated, when and on what."""
+def basis_of(profile: Profile, request: Request) -> str:
+    """Whether the numbers were measured or estimated, when and on what, and how many runs corrected them."""
+    num_runs = 0 if request.error is None else request.error.num_runs
+    corrected = f"; corrected by {num_runs} run{'s' * (num_runs != 1)}" if num_runs else ""
     if profile.kind == "measured":
         threads = f"{profile.num_threads} thread{'s' * (profile.num_threads != 1)}"
-        return f"measured on {profile.machine.name}, {profile.created[:10]}, {threads}"
-    return f"estimated for {profile.machine.name} from its catalogue entry; nothing was measured"
+        return f"measured on {profile.machine.name}, {profile.created[:10]}, {threads}{corrected}"
+    return f"estimated for {profile.machine.name} from its catalogue entry; nothing was measured{corrected}"
 
 
 def _warnings(profile: Profile, request: Request, plan: Plan) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from planner.contracts.link_text import link_text
-from planner.contracts.performance import Performance
 from planner.contracts.plan import ChainDraft, HybridDraft, ModelDraft, NgramDraft, NoDraft, Plan, TreeDraft
 from planner.contracts.quantities import format_bytes, format_s, format_tokens_per_s, tokens_per_s_digits
 from planner.contracts.recommendation import Choice, Crossover, Recommendation, Rival, UnpricedRival
@@ -19,6 +18,7 @@ from planner.contracts.recommendation import Choice, Crossover, Recommendation, 
 _COLUMNS_IN_A_FILE = 120
 COMPARED = ("", "tok/s (P10-P90)", "first token", "draft", "how", "slots", "resident", "binds", "best other engine")
 _CAPS = ("target", "draft", "host")
+_UNKNOWN = "unknown"
 _BY_NAME = "catalogue:"  # how the fingerprints begin of models that nobody has opened
 
 
@@ -79,7 +79,13 @@ def headline(recommendation: Recommendation) -> str:
 
 def speed(plan: Plan) -> str:
     """Predicted tok/s and their interval."""
-    return f"{format_tokens_per_s(plan.predicted.generated_tokens_per_s or 0.0)} (P10-P90 {_low_high(plan)})"
+    tokens_per_s = plan.predicted.generated_tokens_per_s
+    return f"{'speed unknown' if tokens_per_s is None else format_tokens_per_s(tokens_per_s)} ({interval(plan)})"
+
+
+def interval(plan: Plan) -> str:
+    """P10 to P90 of its tok/s, or that nobody predicted them."""
+    return f"P10-P90 {_low_high(plan)}"
 
 
 def sections(recommendation: Recommendation, *, explain: bool) -> Iterator[Section]:
@@ -183,12 +189,13 @@ def _draft_flags(plan: Plan) -> list[str]:
 
 
 def _low_high(plan: Plan) -> str:
-    ends = [_tokens_per_s(plan.predicted_p10), _tokens_per_s(plan.predicted_p90)]
-    return "-".join(tokens_per_s_digits(end) for end in ends)
+    ends = (plan.predicted_p10, plan.predicted_p90)
+    low, high = (None if end is None else end.generated_tokens_per_s for end in ends)
+    return _between(low, high, tokens_per_s_digits)
 
 
-def _tokens_per_s(performance: Performance | None) -> float:
-    return 0.0 if performance is None else performance.generated_tokens_per_s or 0.0
+def _between(low: float | None, high: float | None, shown: Callable[[float], str]) -> str:
+    return _UNKNOWN if low is None or high is None else f"{shown(low)}-{shown(high)}"
 
 
 def facts(plan: Plan, choice: Choice) -> list[tuple[str, str]]:
@@ -196,7 +203,7 @@ def facts(plan: Plan, choice: Choice) -> list[tuple[str, str]]:
     low, high = plan.predicted_p10, plan.predicted_p90
     found = [("plan", _described(choice))]
     if low is not None and high is not None and plan.workload is not None:
-        ends = f"{format_s(low.ttft_s or 0)}-{format_s(high.ttft_s or 0)}"
+        ends = _between(low.ttft_s, high.ttft_s, format_s)
         prompt_tokens = plan.workload.prompt_tokens
         prompt = f"after a prompt of {prompt_tokens} token{'s' * (prompt_tokens != 1)}"
         found.append(("first token", f"{format_s(choice.ttft_s)} (P10-P90 {ends}) {prompt}"))

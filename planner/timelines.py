@@ -35,6 +35,23 @@ class Timelines:
     measured_rounds_s: tuple[float, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedRun:
+    """A run's plan, and what its lanes did."""
+
+    plan: Plan
+    spans: tuple[Span, ...]
+
+    @property
+    def pairs(self) -> dict[str, int]:
+        """Every two rounds in a row, in words that count from 1, and the place of the first of them."""
+        return {f"{first + 1} and {first + 2}": first for first in range(len(round_starts_s(self.spans)) - 1)}
+
+    def pair(self, first: int) -> Timelines:
+        """The round of that place and the next, predicted and measured. Raises: BadInputError, as `timelines` does."""
+        return timelines(self.plan, self.spans, first_round=first, num_rounds=2)
+
+
 def timelines(plan: Plan, measured: Sequence[Span], *, first_round: int, num_rounds: int) -> Timelines:
     """So many measured rounds from the one given (0 is the first), and what the plan predicts of as long a time.
 

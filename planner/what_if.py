@@ -4,7 +4,7 @@ A `WhatIf` holds one situation and remembers what changes have in common; a `Cas
 Everything here is a pure function of profile, request and change; nothing is measured or run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -16,8 +16,8 @@ from planner.contracts.errors import DraftstreamError, NoFeasiblePlanError
 from planner.contracts.plan import Plan
 from planner.contracts.recommendation import Crossover, Price, Recommendation
 from planner.contracts.timeline import Span
-from planner.drafting import NO_DRAFTING, DraftKind, chain, ngram, tree
-from planner.recommend import crossover, prices, recommend
+from planner.drafting import NO_DRAFTING, Drafting, DraftKind, chain, ngram, tree
+from planner.recommend import crossover, prices, recommendation_of
 from planner.schedule import schedule_of as schedule_of_plan
 from planner.schedule import timeline
 from planner.schedule_batch import FloatArray
@@ -163,13 +163,14 @@ class Case:
     @cached_property
     def recommendation(self) -> Recommendation:
         """All that `recommend` says."""
-        return recommend(self.situation.profile, self.situation.request)
+        profile, request = self.situation.profile, self.situation.request
+        return recommendation_of(profile, request, self.ranking, self._scorer, plan=self.plan, gains=self.prices)
 
-    def lengths(self, draft: str | None = None) -> LengthCurve | None:
-        """The curve of a draft's chains, of the first draft that has one where none is named; None where none has."""
-        shapes = [shape for shape in self.situation.profile.drafts if draft in (None, shape.name)]
-        chains = {shape: self.ranking.fastest_chains(shape.fingerprint) for shape in shapes}
-        shape = next((shape for shape in shapes if chains[shape]), None)
+    @cached_property
+    def curve(self) -> LengthCurve | None:
+        """tok/s by length of chains of the first draft that has any; None where none has."""
+        chains = {shape: self.ranking.fastest_chains(shape.fingerprint) for shape in self.situation.profile.drafts}
+        shape = next((shape for shape, scores in chains.items() if scores), None)
         if shape is None:
             return None
         plain, *bands = self._bands([self.ranking.baseline, *chains[shape]])
@@ -266,22 +267,28 @@ class WhatIf:
 
 def coarse(request: Request, chunk_tokens: int) -> Request:
     """The request with one prefill chunk, fewer sizes of draft, two slots and whole layers: for maps of many cells."""
-    kinds = {entry.kind for entry in request.draftings}
+    kinds = dict.fromkeys(entry.kind for entry in MAP_DRAFTINGS if entry != NO_DRAFTING)
     return replace(
         request,
-        draftings=tuple(entry for entry in MAP_DRAFTINGS if entry.kind in kinds or entry == NO_DRAFTING),
+        draftings=(NO_DRAFTING, *(entry for kind in kinds for entry in _coarse_sizes(request, kind))),
         wishes=replace(request.wishes, prefill_chunk_tokens=chunk_tokens),
         slot_counts=(2,),
         grains=("layers",),
     )
 
 
-def compared(situations: dict[str, Situation]) -> list[Advice]:
+def _coarse_sizes(request: Request, kind: DraftKind) -> list[Drafting]:
+    """Those sizes of a kind that maps have; all that the request allows where it allows none of these."""
+    allowed = [entry for entry in request.draftings if entry.kind == kind]
+    return [entry for entry in MAP_DRAFTINGS if entry in allowed] or allowed
+
+
+def compared(what_ifs: Mapping[str, WhatIf]) -> list[Advice]:
     """What each named situation is advised to run, the fastest first, and why the others cannot."""
     advice = []
-    for name, situation in situations.items():
+    for name, what_if in what_ifs.items():
         try:
-            advice.append(Advice(name=name, recommendation=recommend(situation.profile, situation.request)))
+            advice.append(Advice(name=name, recommendation=what_if.case().recommendation))
         except DraftstreamError as error:
             advice.append(Advice.refused(name, error))
     return sorted(advice, key=lambda entry: -entry.tokens_per_s)

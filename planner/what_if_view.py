@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from planner.changes import Situation, link_bytes_per_s
 from planner.contracts.errors import BadInputError
 from planner.contracts.recommendation import Recommendation
-from planner.grid import MAP_LINK_FACTORS, MAP_MEMORY_FACTORS
+from planner.grid import map_around
 from planner.what_if import Advice, Case, LengthCurve, StrategyMap, WhatIf
 
 
@@ -17,9 +17,7 @@ class View:
     name: str  # of the machine
     what_if: WhatIf
     case: Case
-    recommendation: Recommendation
-    curve: LengthCurve | None
-    strategies: StrategyMap | None  # None: the link was not measured
+    strategies: StrategyMap | None  # None: nothing around was looked at, or the link was not measured
     advice: tuple[Advice, ...]  # of several machines; empty where one was asked about
 
     @property
@@ -28,46 +26,32 @@ class View:
         return self.what_if.situation
 
     @property
+    def recommendation(self) -> Recommendation:
+        """What `recommend` says of it."""
+        return self.case.recommendation
+
+    @property
+    def curve(self) -> LengthCurve | None:
+        """tok/s against draft length; None where no draft has chains."""
+        return self.case.curve
+
+    @property
     def now_bytes_per_s(self) -> float:
         """Of the link. Raises: BadInputError, where it was not measured."""
         return link_bytes_per_s(self.situation.profile, self.situation.request.wishes.link)
 
 
-def look(name: str, situation: Situation, advice: Sequence[Advice] = ()) -> View:
-    """The view of a situation. Raises: as `recommend` does."""
-    what_if = WhatIf(situation)
+def look(name: str, what_if: WhatIf, advice: Sequence[Advice] = ()) -> View:
+    """The view of a situation, of those around it and of other machines. Raises: as `recommend` does."""
     case = what_if.case()
-    return View(
-        name=name,
-        what_if=what_if,
-        case=case,
-        recommendation=case.recommendation,
-        curve=case.lengths(),
-        strategies=_map_around(what_if),
-        advice=tuple(advice),
-    )
-
-
-def view_of(name: str, situation: Situation, recommendation: Recommendation) -> View:
-    """The view of a situation for which the recommendation was made, and of nothing around it."""
-    what_if = WhatIf(situation)
-    case = what_if.case()
-    return View(
-        name=name,
-        what_if=what_if,
-        case=case,
-        recommendation=recommendation,
-        curve=case.lengths(),
-        strategies=None,
-        advice=(),
-    )
-
-
-def _map_around(what_if: WhatIf) -> StrategyMap | None:
-    request = what_if.situation.request
     try:
-        rate = link_bytes_per_s(what_if.situation.profile, request.wishes.link)
+        strategies = map_around(what_if)
     except BadInputError:
-        return None
-    sizes = [int(request.budget.device_bytes * factor) for factor in MAP_MEMORY_FACTORS]
-    return what_if.map(sizes, [rate * factor for factor in MAP_LINK_FACTORS])
+        strategies = None
+    return View(name=name, what_if=what_if, case=case, strategies=strategies, advice=tuple(advice))
+
+
+def look_at_it_alone(name: str, situation: Situation) -> View:
+    """The view of a situation, and of nothing around it. Raises: as `recommend` does."""
+    what_if = WhatIf(situation)
+    return View(name=name, what_if=what_if, case=what_if.case(), strategies=None, advice=())

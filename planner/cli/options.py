@@ -56,7 +56,11 @@ NoSpec = Annotated[bool, typer.Option("--no-spec", help="Never draft.")]
 DraftOnHost = Annotated[bool, typer.Option(help="Let the CPU draft, beside a device that verifies.")]
 Sampled = Annotated[bool, typer.Option(help="Plan for sampling at temperature 1 instead of greedy text.")]
 Calibrate = Annotated[
-    list[Path] | None, typer.Option(help="Reports of runtime generate --json; may be given several times.")
+    list[Path] | None,
+    typer.Option(
+        help="Reports of runtime generate --json to learn from, or a folder, of which those count that fit; may be "
+        "given several times."
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead.")]
 Force = Annotated[bool, typer.Option(help="Use a profile of another machine or of other versions all the same.")]

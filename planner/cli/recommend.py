@@ -42,6 +42,7 @@ from planner.contracts.errors import DraftstreamError, UsageError
 if TYPE_CHECKING:
     from planner.cli.sources import Situation
     from planner.contracts.recommendation import Recommendation
+    from planner.what_if_view import View
 
 QualityFloor = Literal["stored", "16bit"]
 Files = Annotated[
@@ -142,14 +143,15 @@ def recommend(
     several = situations(asked, one_per_draft=compare and len(machine or ()) < 2)
     if len(several) == 1:
         (situation,) = several
-        recommendation = choose(situation.profile, situation.request)
+        view = _look(situation)
+        recommendation = view.recommendation
         is_kept = out is not None or html is not None or not as_json
         plan_path = situation.keep(recommendation.plan, out) if is_kept else Path()
         if html is not None:
             line = command_line(
                 recommendation.plan, plan_path, is_sampled=sampled, num_threads=threads, memory=asked.memory
             )
-            _write_page(situation, recommendation, line, html)
+            _write_page(view, line, html)
         if as_json:
             sys.stdout.write(recommendation.to_json())
             return
@@ -182,15 +184,19 @@ def recommend(
         show_comparison(found, [(label, f"{error.what}; try {error.remedy}") for label, error in failures])
 
 
-def _write_page(situation: "Situation", recommendation: "Recommendation", line: str, path: Path) -> None:
-    """Write the recommendation, its figures and the line to paste as a page. Raises: ResourceFailureError."""
+def _look(situation: "Situation") -> "View":
+    """What is recommended, and what a page draws of it beside that. Raises: as `recommend` does."""
     from planner.changes import Situation
+    from planner.what_if_view import look_at_it_alone
+
+    return look_at_it_alone(situation.label, Situation(profile=situation.profile, request=situation.request))
+
+
+def _write_page(view: "View", line: str, path: Path) -> None:
+    """Write the recommendation, its figures and the line to paste as a page. Raises: ResourceFailureError."""
     from planner.report_page.html import write_page
     from planner.report_page.situation import recommendation_document
-    from planner.what_if_view import view_of
 
-    asked = Situation(profile=situation.profile, request=situation.request)
-    view = view_of(situation.label, asked, recommendation)
     write_page(path, recommendation_document(view, line))
 
 

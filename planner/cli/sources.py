@@ -236,13 +236,14 @@ def _with_drafts(profile: Profile, asked: Asked) -> Profile:
 
 
 def _request(asked: Asked, profile: Profile, link: LinkChoice, budget: "Budget", device: str) -> "Request":
+    from planner.cli.logged_runs import logged_runs
     from planner.search import request_for
     from planner.uncertainty import calibrated, prior
 
     _check_quality(asked.quality_floor, profile)
     error = prior(profile, link)
     if asked.calibrate:
-        error = calibrated(error, [_logged_run(path, profile, link) for path in asked.calibrate])
+        error = calibrated(error, logged_runs(asked.calibrate, profile, link))
     request = request_for(
         profile,
         budget,
@@ -261,24 +262,6 @@ def _request(asked: Asked, profile: Profile, link: LinkChoice, budget: "Budget",
         is_sampled=asked.is_sampled,
         error=error,
     )
-
-
-def _logged_run(path: Path, profile: Profile, link: LinkChoice) -> Report:
-    """A report to calibrate by. Raises: BadInputError, where it says nothing of this target over this kind of link."""
-    report = Report.read(path)
-    reasons = {
-        "it is of another target": report.target.fingerprint != profile.target.fingerprint,
-        f"it ran over the link {report.plan.link.kind}": report.plan.link.kind != link.kind,
-        "its plan predicted no speed": report.predicted.generated_tokens_per_s is None,
-    }
-    found = [reason for reason, is_so in reasons.items() if is_so]
-    if found:
-        raise BadInputError(
-            f"{path} cannot calibrate this plan",
-            why="; ".join(found),
-            remedy="name reports of this target and link, whose plans planner recommend wrote",
-        )
-    return report
 
 
 def _check_quality(floor: str, profile: Profile) -> None:

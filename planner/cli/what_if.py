@@ -126,16 +126,16 @@ def _look(asked: "Asked") -> "View":
     """
     from planner.changes import Situation
     from planner.contracts.errors import DraftstreamError
-    from planner.what_if import Advice, compared
+    from planner.what_if import Advice, WhatIf, compared
     from planner.what_if_view import look
 
-    known: dict[str, Situation] = {}
+    known: dict[str, WhatIf] = {}
     failed: dict[str, DraftstreamError] = {}
     for name, entry in _situations(asked).items():
         if isinstance(entry, DraftstreamError):
             failed[name] = entry
         else:
-            known[name] = Situation(profile=entry.profile, request=entry.request)
+            known[name] = WhatIf(Situation(profile=entry.profile, request=entry.request))
     if not known:
         raise next(iter(failed.values()))
     names = list(known)
@@ -166,22 +166,26 @@ def _situations(asked: "Asked") -> "dict[str, Situation | DraftstreamError]":
 
 
 def _write_page(view: "View", path: Path, contexts_tokens: list[int]) -> None:
-    """Compute the grid, and write the page; how far that is goes to stderr."""
-    from planner.report_page.html import write_page
+    """Compute the grid, and write the page; how far that is goes to stderr, and that a page became large."""
+    from planner.console import printable
+    from planner.report_page.html import MOST_BYTES, write_page
     from planner.report_page.situation import what_if_document
 
     with progress_bar("what if") as show:
         document = what_if_document(
             view, contexts_tokens, lambda num_done, num_points: show("computing what if", num_done, num_points)
         )
-    write_page(path, document)
+    num_bytes = write_page(path, document)
+    if num_bytes > MOST_BYTES:
+        large = f"{num_bytes / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that open at once on a phone"
+        sys.stderr.write(f"{printable(str(path))} has {large}: each further --ctx-size adds as much again\n")
 
 
 def _draw(view: "View", folder: Path, suffix: str) -> None:
     """Write each figure of the view into the folder. Raises: ResourceFailureError."""
     from planner.contracts.errors import ResourceFailureError
     from planner.figures.static import write_static
-    from planner.report_page.pictures import view_figures
+    from planner.figures.view import view_figures
 
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,10 @@ class DraftstreamError(ValueError):
         self.why = why
         self.remedy = remedy
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it in a notebook: for the user's own fault the way through our code says nothing."""
+        return [f"{type(self).__name__}: {self.what}", f"  why: {self.why}", f"  try: {self.remedy}"]
+
     def __reduce__(self) -> tuple[Callable[[str], Self], tuple[str]]:
         """How it crosses between processes."""
         return partial(type(self), why=self.why, remedy=self.remedy), (self.what,)

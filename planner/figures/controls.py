@@ -29,13 +29,15 @@ class SubjectControls:
         self.text = _dropdown("text", menus.texts(), subject.text)
         self.path = _text("profile", "what planner profile wrote: profile.json")
         self.reports = _text("reports", "of runs to learn from: report.json, or a folder")
+        self.link = _text("link", "this machine's; or emulated:2GB/s")
+        self.memory = _text("memory", "this machine's; or less of it: 12GiB")
         self.load = widgets.Button(description="load", icon="folder-open", layout=widgets.Layout(width="90px"))
         self.target.observe(lambda _: self._offer_drafts(), names="value")
         for menu in (self.machine, self.draft, self.text):
             menu.observe(lambda _: self._open(), names="value")
-        self.load.on_click(lambda _: self._opened(FromProfile.typed(self.path.value, self.reports.value)))
+        self.load.on_click(lambda _: self._load())
         catalogue = widgets.Box([self.machine, self.target, self.draft, self.text], layout=ROW)
-        profile = widgets.Box([self.path, self.reports, self.load], layout=ROW)
+        profile = widgets.Box([self.path, self.reports, self.link, self.memory, self.load], layout=ROW)
         self.root = widgets.Tab(children=[catalogue, profile], titles=("catalogue", "my profile"))
 
     def _open(self) -> None:
@@ -48,6 +50,10 @@ class SubjectControls:
                     text=self.text.value,
                 )
             )
+
+    def _load(self) -> None:
+        typed = (self.path.value, self.reports.value, self.link.value, self.memory.value)
+        self._opened(FromProfile.typed(*typed))
 
     def _offer_drafts(self) -> None:
         """The drafts of a new target, of which the smallest is taken."""

@@ -10,6 +10,7 @@ from planner.contracts.quantities import format_s, format_tokens_per_s
 from planner.contracts.recommendation import Recommendation
 from planner.drafting import DRAFT_KINDS, DraftKind
 from planner.figures.style import GREY, KIND_COLOURS, KIND_NAMES, MUTED, figure, from_zero, plain, rows
+from planner.render import interval
 from planner.what_if import Advice
 
 _COLUMNS = 64  # of a reason in its row
@@ -50,12 +51,6 @@ def machines_figure(advice: Sequence[Advice]) -> go.Figure:
         barmode="overlay",
         uniformtext={"minsize": 10, "mode": "hide"},
     )
-
-
-def interval(plan: Plan) -> str:
-    """P10 to P90 of tok/s in words, which say so where nobody predicted them."""
-    ends = _ends(plan)
-    return "interval unknown" if ends is None else f"P10-P90 {ends[0]:.3g}-{ends[1]:.3g}"
 
 
 def _ends(plan: Plan) -> tuple[float, float] | None:

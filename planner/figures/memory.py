@@ -27,7 +27,7 @@ _COLOURS = {  # of MemorySplit's parts, without _bytes
     "slots": SKY,
     "draft": PURPLE,
     "target_kv": BLUE,
-    "draft_kv": tint(BLUE, 0.5),
+    "draft_kv": tint(BLUE, 0.7),
     "activations": ORANGE,
     "overhead": VERMILLION,
     "margin": GREY,

@@ -1,6 +1,5 @@
 """A figure below a menu, on a notebook's page, light or dark as the page is (extra `notebook`)."""
 
-import html
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
@@ -9,7 +8,6 @@ import plotly.graph_objects as go
 
 from planner.contracts.errors import DraftstreamError
 from planner.figures.live import LiveFigure, Surroundings
-from planner.figures.style import VERMILLION
 
 T = TypeVar("T")
 
@@ -22,12 +20,11 @@ class MenuFigure(widgets.VBox):
 
     def __init__(self, label: str, options: Mapping[str, T], draw: Callable[[T], go.Figure]) -> None:
         self.menu = widgets.Dropdown(options=list(options), description=label)
-        self.message = widgets.HTML()
         self.surroundings = Surroundings()
         self.figure = LiveFigure("100%", self.surroundings)
         self._draw: Callable[[], go.Figure] = lambda: draw(options[self.menu.value])
         menus = (self.menu,) if len(options) > 1 else ()
-        super().__init__(children=[*menus, self.message, self.figure.place, self.surroundings])
+        super().__init__(children=[*menus, self.figure.place, self.surroundings])
         self.menu.observe(lambda _: self._show(), names="value")
         self.surroundings.observe(lambda _: self._show(), names="is_dark")
         if options:
@@ -37,9 +34,6 @@ class MenuFigure(widgets.VBox):
         try:
             figure = self._draw()
         except DraftstreamError as error:
-            said = "<br>".join(html.escape(line) for line in str(error).splitlines())
-            self.message.value = f"<span style='color:{VERMILLION}'>{said}</span>"
-            self.figure.hide()
+            self.figure.refuse(error)
         else:
-            self.message.value = ""
             self.figure.show(figure, "dark" if self.surroundings.is_dark else "light")

@@ -18,7 +18,7 @@ def write_pictures(folder: Path) -> None:
     """Write `lengths.svg` and `map.svg`: a 14B model in 16 bits, 29 GB, on a card of 12 GB."""
     what_if = WhatIf(from_catalogue(_MACHINE, _TARGET, [_DRAFT], text=_TEXT))
     case = what_if.case()
-    curve = case.lengths()
+    curve = case.curve
     assert curve is not None, "the pair's acceptance is published"
     request = case.situation.request
     here = Here(

@@ -1,8 +1,9 @@
 """The what-if page without widgets: what is missing, and the same figures as pictures that nothing moves."""
 
 from planner.figures.shown import pictures_of
-from planner.figures.what_if import lengths_figure, memory_figure, prices_figure, round_figure, timeline_figure
-from planner.notebook import FromCatalogue, FromProfile, Session, answer
+from planner.figures.view import view_figures
+from planner.notebook import COMPARED_MACHINES, FromCatalogue, FromProfile, Session, answer
+from planner.what_if_view import look
 
 
 class StillPage:
@@ -12,16 +13,10 @@ class StillPage:
         """Raises: DraftstreamError, where nothing can be said of the subject."""
         self.session = Session(subject)
         self.notice = notice
-        case = self.session.what_if.case()
-        curve = case.lengths()
-        self.said = answer(case)
-        self.figures = {} if curve is None else {"lengths": lengths_figure(curve)}
-        self.figures |= {
-            "round": round_figure(case.parts()),
-            "memory": memory_figure(case.plan),
-            "timeline": timeline_figure(case.spans(1)),
-            "prices": prices_figure(case.prices),
-        }
+        what_if = self.session.what_if
+        view = look(what_if.situation.profile.machine.name, what_if, self.session.machines(COMPARED_MACHINES))
+        self.said = answer(view.case)
+        self.figures = view_figures(view)
 
     @property
     def root(self) -> "StillPage":

@@ -11,18 +11,10 @@ import plotly.graph_objects as go
 from planner.cli import menus
 from planner.contracts.errors import DraftstreamError
 from planner.figures.controls import ROW, ChangeControls, SubjectControls
-from planner.figures.live import LiveFigure, Surroundings
-from planner.figures.style import MUTED, VERMILLION, Theme
-from planner.figures.what_if import (
-    Here,
-    lengths_figure,
-    machines_figure,
-    map_figure,
-    memory_figure,
-    prices_figure,
-    round_figure,
-    timeline_figure,
-)
+from planner.figures.live import LiveFigure, Surroundings, refusal
+from planner.figures.style import MUTED, Theme
+from planner.figures.view import here_figure, plan_figures
+from planner.figures.what_if import lengths_figure, machines_figure, prices_figure
 from planner.notebook import COMPARED_MACHINES, FromCatalogue, FromProfile, Session, answer, grounds
 
 ALWAYS = ("lengths", "round", "memory", "timeline")  # drawn with every move
@@ -92,19 +84,15 @@ class WhatIfPage:
             self._refuse(error)
             return
         below = f"<span style='color:{MUTED}'>{html.escape(grounds(case, change))}</span>"
-        self._say(f"<b>{html.escape(answer(case))}</b><br>{below}")
-        for name, figure in (
-            ("round", round_figure(case.parts())),
-            ("memory", memory_figure(case.plan)),
-            ("timeline", timeline_figure(case.spans(1))),
-        ):
+        self._say(f"<b>{html.escape(answer(case, change.codec))}</b><br>{below}")
+        for name, figure in plan_figures(case).items():
             self.figures[name].show(figure, self.theme)
         self._show_all(True)
         if self.sections.selected_index != _MACHINES:
             self._draw_section()  # other machines keep their own memory and link, whatever is moved here
 
     def _draw_section(self) -> None:
-        """Draw the section that is open."""
+        """Draw the section that is open; what stands in its way is said there, and hides nothing else."""
         place = self.sections.selected_index
         if place is None:
             return
@@ -112,14 +100,14 @@ class WhatIfPage:
         try:
             figure = {"map": self._map, "prices": self._prices, "machines": self._machines}[name]()
         except DraftstreamError as error:
-            self._refuse(error)
+            self.figures[name].refuse(error)
         else:
             self.figures[name].show(figure, self.theme)
 
     def _map(self) -> go.Figure:
         change = self.controls.change()
         device_bytes, rate = self.session.here(change)
-        return map_figure(self.session.map(change), Here(device_bytes=device_bytes, link_bytes_per_s=rate))
+        return here_figure(self.session.map(change), device_bytes, rate)
 
     def _prices(self) -> go.Figure:
         return prices_figure(self.session.case(self.controls.change()).prices)
@@ -132,8 +120,7 @@ class WhatIfPage:
 
     def _refuse(self, error: DraftstreamError) -> None:
         """Say what stands in the way, and show no figure of anything else."""
-        lines = (f"<b>{html.escape(error.what)}</b>", html.escape(error.why), f"try: {html.escape(error.remedy)}")
-        self._say(f"<span style='color:{VERMILLION}'>{'<br>'.join(lines)}</span>")
+        self._say(refusal(error))
         self._show_all(False)
 
     def _show_all(self, is_shown: bool) -> None:

@@ -21,6 +21,7 @@ from planner.report_page.document import Document, Facts, Picture, Section, Stan
 from planner.report_page.terms import Explainer, escaped
 from planner.what_if_tables import TableData
 
+MOST_BYTES = 6_000_000  # that a page should have, to open at once on a phone
 _TOP_PIXELS = 20  # above a figure whose title stands in the page
 _RIGHT_PIXELS = 36  # for numbers beside bars
 
@@ -52,9 +53,11 @@ def html_of(document: Document) -> str:
 """
 
 
-def write_page(path: Path, document: Document) -> None:
-    """Write the page. Raises: ResourceFailureError, where the file cannot be written."""
-    write_atomically(path, html_of(document))
+def write_page(path: Path, document: Document) -> int:
+    """Write the page; its bytes. Raises: ResourceFailureError, where the file cannot be written."""
+    page = html_of(document).encode()
+    write_atomically(path, page)
+    return len(page)
 
 
 def _policy(*scripts: str) -> str:
@@ -90,7 +93,8 @@ def _body(document: Document, explainer: Explainer) -> Iterator[str]:
         f"<dl class=facts>{_facts(document.facts, explainer)}</dl></section>"
     )
     if document.sliders or document.lengths:
-        yield _controls(document)
+        explainer.begin_section()
+        yield _controls(document, explainer)
     for section in document.sections:
         explainer.begin_section()
         yield from _section(section, explainer)
@@ -103,12 +107,12 @@ def _facts(facts: Facts, explainer: Explainer) -> str:
     return "".join(f"<dt>{explainer.explained(name)}</dt><dd>{explainer.explained(fact)}</dd>" for name, fact in facts)
 
 
-def _controls(document: Document) -> str:
+def _controls(document: Document, explainer: Explainer) -> str:
     rows = []
     for number, slider in enumerate(document.sliders):
         texts = escaped(json.dumps(slider.texts))
         rows.append(
-            f'<label for="axis-{number}">{escaped(slider.label)}<output for="axis-{number}">'
+            f'<label for="axis-{number}"><span>{explainer.explained(slider.label)}</span><output for="axis-{number}">'
             f"{escaped(slider.texts[slider.start_idx])}</output>"
             f'<input type="range" id="axis-{number}" data-axis min="0" max="{len(slider.texts) - 1}" step="1" '
             f'value="{slider.start_idx}" data-start="{slider.start_idx}" data-texts="{texts}"></label>'
@@ -117,8 +121,8 @@ def _controls(document: Document) -> str:
     if document.lengths:
         start = document.lengths.index(document.start_length)
         rows.append(
-            '<label for="lengths">draft length<output for="lengths" id="length-output">'
-            f"{document.start_length}</output>"
+            f'<label for="lengths"><span>{explainer.explained("draft length")}</span>'
+            f'<output for="lengths" id="length-output">{document.start_length}</output>'
             f'<input type="range" id="lengths" data-lengths min="0" max="{len(document.lengths) - 1}" step="1" '
             f'value="{start}" data-start="{start}"></label>'
         )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from notebook_run import NOTEBOOKS, outputs_in_git, run_notebook
+from notebook_run import NOTEBOOKS, outputs_in_git, refusal_of, run_notebook
 
 from planner.compare import compare
 from planner.contracts.profile import Profile
@@ -13,6 +13,8 @@ from planner.timelines import round_starts_s
 
 EXAMPLES = NOTEBOOKS / "examples"
 REPORTS = sorted((EXAMPLES / "reports").glob("*.json"))
+
+WIDGETS = ("ipywidgets", "anywidget")
 
 RUN_MOVES = (
     """
@@ -29,13 +31,12 @@ assert list(drawn.layout.yaxis.tickvals) == list(range(len(rows)))
     """
 ends = list(lanes.figure.widget.layout.xaxis.range)
 lanes.menu.value = "4 and 5"
-expected = timelines(reports[TRACED].plan, spans, first_round=3, num_rounds=2)
-assert list(lanes.figure.widget.layout.xaxis.range) == [0, expected.length_s / 1e-3] != ends
+assert list(lanes.figure.widget.layout.xaxis.range) == [0, run.pair(3).length_s / 1e-3] != ends
 """,
     """
 by_round.menu.value = "code-hybrid"
 accepted = [bar for bar in by_round.figure.widget.data if bar.name and bar.name.startswith("accepted")]
-assert sum(sum(bar.y) for bar in accepted) == reports["code-hybrid"].num_accepted_tokens
+assert sum(sum(bar.y) for bar in accepted) == found.reports["code-hybrid"].num_accepted_tokens
 """,
 )
 ACCEPTANCE_MOVES = (
@@ -53,7 +54,7 @@ from planner.shares import Share
 
 for picture in (sureness, matches):
     picture.menu.value = "prose"
-    assert picture.message.value == ""
+    assert picture.figure.message.value == ""
 right = [group.right for group in match_groups(profile, "prose") if group.agreement == "all"]
 assert points(matches, "always the same before") != []
 """,
@@ -75,6 +76,62 @@ def test_runs_are_shown_and_follow_their_menus(folder: Path) -> None:
 @pytest.mark.slow
 def test_acceptance_is_shown_and_follows_its_menus(folder: Path) -> None:
     run_notebook("acceptance", folder, *ACCEPTANCE_MOVES)
+
+
+# --- what is wrong is said without a traceback ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "replaced", "said"),
+    [
+        ("predicted_vs_measured", {"examples/reports": "empty"}, "there is no report in empty"),
+        ("predicted_vs_measured", {"examples/reports": "newer"}, "its schema version is 2"),
+        ("predicted_vs_measured", {"examples/trace.json": "absent.json"}, "cannot read the timeline absent.json"),
+        ("predicted_vs_measured", {'"code-tree"': '"code-oak"'}, "no report is called code-oak"),
+        ("acceptance", {"examples/profile.json": "absent.json"}, "cannot read absent.json"),
+        ("acceptance", {"examples/profile.json": "bare.json"}, "no recorded acceptance of any draft"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_wrong_is_said_with_what_to_try(folder: Path, name: str, replaced: dict[str, str], said: str) -> None:
+    for place in ("empty", "newer"):
+        (folder / place).mkdir()
+    newer = REPORTS[0].read_text().replace('"schema_version":1', '"schema_version":2', 1)
+    (folder / "newer" / "run.json").write_text(newer)
+    Profile.read(EXAMPLES / "profile.json").model_copy(update={"acceptance": ()}).write(folder / "bare.json")
+    shown = refusal_of(name, folder, replaced=replaced)
+    assert said in shown
+    assert "BadInputError: " in shown
+    assert "\n  why: " in shown
+    assert "\n  try: " in shown
+    assert "Traceback" not in shown
+
+
+# --- what is not installed is said ---
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "check"),
+    [
+        ("what_if", "shown_as = page"),
+        ("predicted_vs_measured", "shown_as = components"),
+        ("acceptance", "shown_as = growth"),
+    ],
+)
+def test_without_widgets_notebooks_still_draw(folder: Path, name: str, check: str) -> None:
+    seen = "said = shown_as._repr_html_()\nassert 'ipywidgets and anywidget missing' in said\nassert '<img' in said"
+    run_notebook(name, folder, f"{check}\n{seen}", missing=WIDGETS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["what_if", "predicted_vs_measured", "acceptance"])
+def test_without_plotly_notebooks_say_what_to_install(folder: Path, name: str) -> None:
+    shown = refusal_of(name, folder, missing=("plotly",))
+    assert "needs plotly" in shown
+    assert "pip install 'draftstream[report]'" in shown
+    assert "Traceback" not in shown
 
 
 @pytest.mark.parametrize("name", ["predicted_vs_measured", "acceptance"])

@@ -16,7 +16,7 @@ def curve():
 before, title = curve(), page.figures["lengths"].widget.layout.title.text
 page.controls.device_bytes.value = "32.00 GiB"
 case = page.session.what_if.case(Change(device_bytes=32 * 2**30))
-assert curve() == [point.tokens_per_s.p50 for point in case.lengths().points]
+assert curve() == [point.tokens_per_s.p50 for point in case.curve.points]
 assert all(after > was for after, was in zip(curve(), before, strict=True))
 assert page.figures["lengths"].widget.layout.title.text != title
 assert f"{case.best.tokens_per_s:.2f} tok/s" in page.message.value
@@ -34,7 +34,7 @@ page.controls.num_nodes.value = "4"
 assert "chain of 4" in page.message.value
 ring = next(each for each in page.figures["lengths"].widget.data if each.name == "chosen: 4")
 assert list(ring.x) == [4]
-assert curve() == [point.tokens_per_s.p50 for point in faster.lengths().points]  # of every length, still
+assert curve() == [point.tokens_per_s.p50 for point in faster.curve.points]  # of every length, still
 """,
     """
 page.sections.selected_index = 0

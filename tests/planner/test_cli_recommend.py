@@ -13,11 +13,13 @@ from test_compare import PREDICTED, performance, report
 from typer.core import TyperGroup
 
 from planner.cli import main
+from planner.contracts.performance import Performance
 from planner.contracts.plan import Plan
 from planner.contracts.profile import Profile
+from planner.contracts.quantities import format_tokens_per_s
 from planner.contracts.recommendation import Recommendation
 from planner.recommend import recommend
-from planner.render import command_line
+from planner.render import command_line, compared_row, facts, interval, speed
 from runtime.cli import app as runtime_app
 
 LARGE = ("--machine", "rtx-4090", "--target", "llama-3.1-70b", "--draft", "llama-3.2-1b", "--text", "code")
@@ -368,3 +370,25 @@ def test_what_is_no_report_does_not_calibrate(planner: Run, elsewhere: Path, tmp
     found, _, err = planner("recommend", str(elsewhere), "--force", *SIZES[:-1], "disk:cached", "--calibrate", run)
     assert found == 3
     assert "it ran over the link emulated" in err
+
+
+def test_what_nobody_predicted_is_unknown_and_not_zero() -> None:
+    found = recommend(profile(), request(80 * MB))
+    assert speed(found.plan) == f"{format_tokens_per_s(found.choice.tokens_per_s)} ({interval(found.plan)})"
+    bare = Performance()
+    plan = found.plan.model_copy(update={"predicted": bare, "predicted_p10": bare, "predicted_p90": bare})
+    assert speed(plan) == "speed unknown (P10-P90 unknown)"
+    assert "(P10-P90 unknown) after a prompt" in dict(facts(plan, found.choice))["first token"]
+    assert compared_row("m", found.model_copy(update={"plan": plan}))[1].endswith(" (unknown)")
+
+
+def test_a_folder_of_reports_calibrates_by_those_that_fit(planner: Run) -> None:
+    examples = Path(__file__).parents[2] / "notebooks" / "examples"
+    arguments = (str(examples / "profile.json"), "--force", "--device-memory", "13MiB", "--link", "emulated:300MB/s")
+    code, out, err = planner("recommend", *arguments, "--calibrate", str(examples / "reports"), "--json")
+    assert (code, err) == (0, "")
+    assert Recommendation.parse(out.encode(), "stdout").basis.endswith("; corrected by 7 runs")
+    code, _, err = planner("recommend", *arguments, "--calibrate", str(examples))
+    assert code == 3
+    assert "no report in" in err
+    assert "profile.json: " in err

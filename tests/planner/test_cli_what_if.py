@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from made_up import MB, profile, request
+from pages import plain
 from rich.console import Console
 
 from planner.changes import Situation
@@ -51,7 +52,7 @@ def planner(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 @pytest.fixture(scope="module")
 def view() -> View:
-    return look("made up", Situation(profile=profile(), request=request(80 * MB)))
+    return look("made up", WhatIf(Situation(profile=profile(), request=request(80 * MB))))
 
 
 def shown(view: View, width: int) -> str:
@@ -156,8 +157,21 @@ def test_page_is_written_whole_and_the_terminal_says_the_same(
     assert page.endswith("</html>\n")
     assert page.count("data-axis min") == 3
     answer = out.splitlines()[0].partition(": ")[2].partition(" tok/s")[0]
-    assert f"<p class=headline>{answer} <dfn" in page
+    assert f"{answer} tok/s" in plain(page.partition("<p class=headline>")[2].partition("</p>")[0])
     assert [entry.name for entry in tmp_path.iterdir()] == ["what_if.html"]
+
+
+def test_page_that_became_large_is_written_and_said_to_be_so(
+    planner: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("planner.grid.MEMORY_FACTORS", (1,))
+    monkeypatch.setattr("planner.grid.LINK_FACTORS", (1,))
+    monkeypatch.setattr("planner.report_page.html.MOST_BYTES", 1_000_000)
+    path = tmp_path / "what_if.html"
+    code, _, err = planner("what-if", *SMALL, "--html", str(path))
+    assert code == 0
+    assert path.exists()
+    assert "more than the 1 MB that open at once on a phone" in err
 
 
 def test_recommendation_and_comparison_are_written_as_pages(planner: Run, tmp_path: Path) -> None:
@@ -256,4 +270,4 @@ def test_view_is_that_of_the_first_machine_that_runs_it(planner: Run) -> None:
     code, out, _ = planner("what-if", "--machine", "rtx-3070", "--machine", "h200", "--target", "llama-3.1-405b")
     assert code == 0
     assert out.startswith("llama-3.1-405b on ")
-    assert WhatIf(Situation(profile=profile(), request=request(80 * MB))).case().lengths() is not None
+    assert WhatIf(Situation(profile=profile(), request=request(80 * MB))).case().curve is not None

@@ -806,3 +806,12 @@ def test_error_crosses_between_processes() -> None:
     arrived = pickle.loads(pickle.dumps(error))
     assert type(arrived) is NoFeasiblePlanError
     assert (arrived.what, arrived.why, arrived.remedy) == (error.what, error.why, error.remedy)
+
+
+def test_a_notebook_shows_an_error_in_its_three_lines() -> None:
+    error = BadInputError("no such file", why="it is gone", remedy="look elsewhere")
+    assert error._render_traceback_() == [
+        "BadInputError: no such file",
+        "  why: it is gone",
+        "  try: look elsewhere",
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
+from colours import BLIND, alike, is_of_palette
 from made_up import DRAFT
 from test_acceptance_curves import TWO_PROMPTS, matched, ranked, with_probs
 from test_acceptance_curves import with_recordings as profile_of
@@ -17,8 +18,10 @@ from planner.acceptance_curves import (
     length_curves,
     match_groups,
     rank_curves,
+    recorded_drafts,
     survival_curves,
 )
+from planner.contracts.profile import Profile
 from planner.figures.acceptance import (
     calibration_figure,
     growth_figure,
@@ -29,6 +32,7 @@ from planner.figures.acceptance import (
 )
 from planner.figures.static import write_static
 
+EXAMPLE = Path(__file__).parents[2] / "notebooks" / "examples" / "profile.json"
 PROSE = ranked(0, 0, 0, 0, domain="prose")
 MANY = [with_probs(([0] * 7 + [1] * 2 + [9]) * 100), with_probs([0, 1] * 100)]
 MATCHES = matched((0, 1, 1, 20, 7), (0, 1, 0, 1, 1), (0.0, 1.0, 0.5, 1.0, 0.75))
@@ -181,3 +185,39 @@ def test_axes_say_what_they_count(name: str) -> None:
 def test_figures_are_drawn_without_a_browser(name: str, tmp_path: Path) -> None:
     write_static(every_figure()[name], tmp_path / "figure.svg")
     assert (tmp_path / "figure.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+# --- colours ---
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, go.Figure]:
+    texts = (*TWO_PROMPTS, PROSE, ranked(0, 1, 0, domain="chat"), ranked(1, 0, 0, domain="math"))
+    made = Profile.read(EXAMPLE)
+    ((name, draft),) = recorded_drafts(made).items()
+    return {
+        "survival": survival_figure(survival_curves(texts, 2, seed=0), drafter="draft"),
+        "lengths": lengths_figure(length_curves(texts, (1, 2), seed=0), drafter="draft"),
+        "ranks": ranks_figure(rank_curves(texts, 4, seed=0), drafter="draft"),
+        "matches": matches_figure(match_groups(made)),
+        "calibration": calibration_figure(draft_calibration(made, draft), drafter=name),
+        "growth": growth_figure(growth_curves(made, draft, "prose"), drafter=name),
+    }
+
+
+NAMES = ("survival", "lengths", "ranks", "matches", "calibration", "growth")
+
+
+@pytest.mark.parametrize("blindness", BLIND)
+@pytest.mark.parametrize("name", NAMES)
+def test_colour_blind_people_tell_traces_apart(figures: dict[str, go.Figure], name: str, blindness: str) -> None:
+    assert alike(figures[name], blindness) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_colours_are_those_of_the_palette(figures: dict[str, go.Figure], name: str) -> None:
+    used = {
+        mark.color for trace in figures[name].data for mark in (trace.marker, trace.line) if isinstance(mark.color, str)
+    }
+    assert used
+    assert [colour for colour in used if not is_of_palette(colour)] == []

@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 import pytest
+from colours import BLIND, alike, is_of_palette
 from test_compare import LOW, PREDICTED, performance, plan, report
 from test_timelines import run
 
@@ -287,3 +288,36 @@ def test_a_ratio_axis_has_the_prediction_in_its_middle_and_every_ratio_within() 
 
 def test_ratios_out_of_bounds_stand_at_the_bound() -> None:
     assert [clipped(ratio) for ratio in (0.0, 0.5, 1e9)] == [0.1, 0.5, 10.0]
+
+
+# --- colours ---
+
+
+@pytest.fixture(scope="module")
+def figures() -> dict[str, go.Figure]:
+    reports = [report(LOW), report(SLOW), with_rounds(round_of(2, copied=1), round_of(0))]
+    comparisons = {f"run {number}": compare(made) for number, made in enumerate(reports)}
+    return {
+        "components": components_figure(compare(reports[1])),
+        "residuals": residuals_figure(comparisons),
+        "coverage": coverage_figure(coverages([*comparisons.values()])),
+        "corrections": corrections_figure(ratios(reports)),
+        "rounds": rounds_figure(reports[2]),
+        "timelines": timelines_figure(timelines(plan(), run(4, 0.5), first_round=0, num_rounds=2)),
+    }
+
+
+NAMES = ("components", "residuals", "coverage", "corrections", "rounds", "timelines")
+
+
+@pytest.mark.parametrize("blindness", BLIND)
+@pytest.mark.parametrize("name", NAMES)
+def test_colour_blind_people_tell_traces_apart(figures: dict[str, go.Figure], name: str, blindness: str) -> None:
+    assert alike(figures[name], blindness) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_colours_are_those_of_the_palette(figures: dict[str, go.Figure], name: str) -> None:
+    used = {trace.marker.color for trace in figures[name].data if isinstance(trace.marker.color, str)}
+    assert used
+    assert [colour for colour in used if not is_of_palette(colour)] == []

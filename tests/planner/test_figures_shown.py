@@ -58,12 +58,12 @@ def test_what_cannot_be_drawn_says_why_until_something_can() -> None:
     made = under_menu("height", {"low": 1, "none": -1}, drawn)
     assert isinstance(made, MenuFigure)
     made.menu.value = "none"
-    assert "nothing &lt;lies&gt; there" in made.message.value
-    assert "try: look higher" in made.message.value
-    assert made.figure.place.layout.display == "none"
+    assert "nothing &lt;lies&gt; there" in made.figure.message.value
+    assert "try: look higher" in made.figure.message.value
+    assert made.figure.place.children == (made.figure.message,)
     made.menu.value = "low"
-    assert made.message.value == ""
-    assert made.figure.place.layout.display != "none"
+    assert made.figure.message.value == ""
+    assert made.figure.place.children == (made.figure.widget,)
 
 
 def test_a_menu_of_nothing_draws_nothing() -> None:

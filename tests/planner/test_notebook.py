@@ -1,6 +1,7 @@
 """The what-if page: what its menus offer and mean, and what it does when a hand moves them."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -8,9 +9,20 @@ import pytest
 from made_up import MB, profile, request
 
 from planner.changes import Change, Situation
-from planner.contracts.errors import UsageError
+from planner.contracts.errors import BadInputError, UsageError
+from planner.contracts.plan import EmulatedLink
+from planner.contracts.quantities import format_bytes
+from planner.figures.still import StillPage
 from planner.figures.widgets import WhatIfPage
-from planner.notebook import FromCatalogue, FromProfile, Session, menus_for, open_page, sizes_of
+from planner.notebook import FromCatalogue, FromProfile, Session, answer, grounds, menus_for, open_page, sizes_of
+
+EXAMPLES = Path(__file__).parents[2] / "notebooks" / "examples"
+EXAMPLE = FromProfile(
+    path=str(EXAMPLES / "profile.json"),
+    reports=(str(EXAMPLES / "reports"),),
+    link="emulated:300MB/s",
+    device_memory="13MiB",
+)
 
 # --- choices in, changes out ---
 
@@ -52,12 +64,70 @@ def test_a_codec_makes_no_link_faster(session: Session) -> None:
     assert session.here(Change(device_bytes=2**33, link_bytes_per_s=1e9)) == (2**33, 1e9)
 
 
-def test_typed_paths_are_read_as_files_and_folders(tmp_path: Path) -> None:
-    for name in ("a.json", "b.json", "c.txt"):
-        (tmp_path / name).touch()
-    typed = FromProfile.typed(f" {tmp_path / 'profile.json'} ", f"one.json, {tmp_path},")
-    assert typed.path == str(tmp_path / "profile.json")
-    assert typed.reports == ("one.json", str(tmp_path / "a.json"), str(tmp_path / "b.json"))
+def test_what_is_typed_is_a_profile_reports_a_link_and_memory() -> None:
+    typed = FromProfile.typed(" profile.json ", "one.json, folder,", " disk:cached ", " 2GiB ")
+    named = ("one.json", "folder")
+    assert typed == FromProfile(path="profile.json", reports=named, link="disk:cached", device_memory="2GiB")
+    assert FromProfile.typed("profile.json", "", " ", "") == FromProfile(path="profile.json")
+
+
+# --- own profile, with reports of its runs ---
+
+
+def test_a_folder_stands_for_the_reports_that_fit() -> None:
+    case = Session(EXAMPLE).case(Change())
+    error = case.situation.request.error
+    assert error is not None
+    assert error.num_runs == 7  # of nine two ran from disk
+    assert grounds(case, Change()).endswith(", 1 thread; corrected by 7 runs")
+    from_disk = replace(EXAMPLE, link="disk:cached").situation().request.error
+    assert from_disk is not None
+    assert from_disk.num_runs == 2
+
+
+def test_reports_named_one_by_one_must_fit() -> None:
+    fits, other = (str(EXAMPLES / "reports" / f"{name}.json") for name in ("code-chain", "prose-disk-chain"))
+    situation = replace(EXAMPLE, reports=(fits,)).situation()
+    assert situation.request.error is not None
+    assert situation.request.error.num_runs == 1
+    assert situation.request.budget.device_bytes == 13 * 2**20
+    with pytest.raises(BadInputError, match=r"prose-disk-chain\.json cannot calibrate this plan\n.*over the link disk"):
+        replace(EXAMPLE, reports=(fits, other)).situation()
+
+
+def test_a_folder_in_which_no_report_fits_is_refused_with_the_reasons(tmp_path: Path) -> None:
+    subject = replace(EXAMPLE, reports=(str(tmp_path),))
+    with pytest.raises(BadInputError, match=r"no report in .*\n.*there is no JSON file in it"):
+        subject.situation()
+    for name in ("a", "b", "c", "d"):
+        (tmp_path / f"{name}.json").write_text("{}")
+    with pytest.raises(BadInputError, match=r"a\.json: .*; b\.json: .*; c\.json: .*; and 1 more"):
+        subject.situation()
+
+
+def test_a_link_is_asked_for_as_on_the_command_line() -> None:
+    assert replace(EXAMPLE, reports=()).situation().request.wishes.link == EmulatedLink(bytes_per_s=300e6)
+    with pytest.raises(UsageError, match="there is no link 'carrier pigeon'"):
+        replace(EXAMPLE, link="carrier pigeon").situation()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"path": "~no-such-user/x.json"}, {"reports": ("~no-such-user/reports",)}], ids=str
+)
+def test_a_home_that_nobody_has_is_bad_input(changes: dict[str, object]) -> None:
+    with pytest.raises(BadInputError, match="cannot read ~no-such-user/"):
+        replace(EXAMPLE, **changes).situation()  # type: ignore[arg-type]
+
+
+def test_a_name_that_no_file_can_have_is_bad_input() -> None:
+    with pytest.raises(BadInputError, match="cannot read"):
+        replace(EXAMPLE, reports=("x" * 300,)).situation()
+
+
+def test_a_codec_says_what_travels(session: Session) -> None:
+    coded = session.case(Change(codec="nf4", device_bytes=8 * 2**30))
+    wire_bytes = coded.plan.streamed_bytes * 9 / 32
+    assert f"{format_bytes(wire_bytes)} travel in every pass as nf4" in answer(coded, "nf4")
 
 
 def test_a_machine_without_its_numbers_is_said_and_does_not_stop_the_others(session: Session) -> None:
@@ -115,6 +185,31 @@ def test_a_file_that_is_none_of_ours_is_refused_with_the_reason(
     assert page.always.layout.visibility == "hidden"
 
 
+def test_own_profile_is_opened_with_its_reports_and_link(page: WhatIfPage) -> None:
+    page.subject.path.value, page.subject.reports.value = EXAMPLE.path, EXAMPLE.reports[0]
+    page.subject.link.value, page.subject.memory.value = "emulated:300MB/s", "13MiB"
+    page.subject.load.click()
+    assert "corrected by 7 runs" in page.message.value
+    assert "13.00 MiB now" in page.controls.device_bytes.options
+    page.subject.path.value = "~no-such-user/profile.json"
+    page.subject.load.click()
+    assert "cannot read ~no-such-user/profile.json" in page.message.value
+
+
+def test_a_section_that_cannot_be_drawn_says_so_and_hides_nothing_else(page: WhatIfPage, tmp_path: Path) -> None:
+    profile().write(tmp_path / "profile.json")
+    page.open(
+        FromProfile(path=str(tmp_path / "profile.json"), link="disk:direct")
+    )  # all fits, so that it may be unknown
+    page.sections.selected_index = 0
+    assert "does not know the link disk:direct" in page.figures["map"].message.value
+    assert page.always.layout.visibility == page.sections.layout.visibility == "visible"
+    assert "tok/s" in page.message.value
+    page.open(FromProfile(path=str(tmp_path / "profile.json"), link="disk:cached"))
+    assert page.figures["map"].message.value == ""
+    assert page.figures["map"].widget in page.figures["map"].place.children
+
+
 def test_page_says_what_its_numbers_rest_on(page: WhatIfPage) -> None:
     assert "estimated for rtx-3060-12gb from its catalogue entry" in page.message.value
     assert "decoding is not priced" not in page.message.value
@@ -147,7 +242,9 @@ def test_without_widgets_the_page_says_what_to_install_and_shows_pictures(monkey
     shown = still.root._repr_html_()
     assert "ipywidgets and anywidget missing" in shown
     assert "pip install 'draftstream[notebook]'" in shown.replace("&#x27;", "'")
-    assert shown.count("<img") == 5
+    assert isinstance(still, StillPage)
+    assert list(still.figures) == ["lengths", "round", "memory", "timeline", "map", "prices", "machines"]
+    assert shown.count("<img") == 7
 
 
 def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ from planner.recommend import recommend
 from planner.report_page.html import write_page
 from planner.report_page.run import run_document
 from planner.report_page.situation import comparison_document, recommendation_document, what_if_document
-from planner.what_if import Advice
-from planner.what_if_view import look, view_of
+from planner.what_if import Advice, WhatIf
+from planner.what_if_view import look, look_at_it_alone
 
 pytestmark = [pytest.mark.slow, WITHOUT_BROWSER]
 
@@ -43,15 +43,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Advice(name="made up", recommendation=found),
         Advice(name="other", recommendation=None, why_not="unknown"),
     ]
-    view = look("made up", SITUATION, advice)
+    view = look("made up", WhatIf(SITUATION), advice)
     run = report(performance(round_s=0.5, link_s=0.5), plan()).model_copy(update={"text": f"some text\n{HOSTILE}"})
     write_page(place / "what_if.html", what_if_document(view))
     write_page(
-        place / "recommend.html", recommendation_document(view_of("made up", SITUATION, found), "runtime generate")
+        place / "recommend.html", recommendation_document(look_at_it_alone("made up", SITUATION), "runtime generate")
     )
     write_page(place / "compare.html", comparison_document(advice))
     write_page(place / "run.html", run_document(run, HOSTILE, three_rounds()))
-    write_page(place / "hostile.html", what_if_document(look(HOSTILE, SITUATION)))
+    write_page(place / "hostile.html", what_if_document(look(HOSTILE, WhatIf(SITUATION))))
     return place
 
 

@@ -14,7 +14,8 @@ from pages import HOSTILE, harmless, packed, plain, read, rows
 from planner.changes import Change, Situation
 from planner.contracts.errors import NoFeasiblePlanError
 from planner.contracts.plan import DiskLink
-from planner.grid import LINK_FACTORS, MEMORY_FACTORS, axes_of, change_at, points
+from planner.contracts.quantities import format_tokens_per_s
+from planner.grid import LINK_FACTORS, MEMORY_FACTORS, axes_of, change_at, map_around, points
 from planner.recommend import recommend
 from planner.render import headline, speed
 from planner.report_page.document import Document, Section
@@ -23,7 +24,7 @@ from planner.report_page.situation import comparison_document, recommendation_do
 from planner.report_page.terms import TERMS, Explainer
 from planner.what_if import Advice, WhatIf
 from planner.what_if_tables import length_table, machine_table, map_table, round_table
-from planner.what_if_view import View, look, view_of
+from planner.what_if_view import View, look, look_at_it_alone
 
 MOST_BYTES = 6 * 10**6
 
@@ -32,7 +33,7 @@ SITUATION = Situation(profile=profile(), request=request(36 * MB))  # a quarter 
 
 @pytest.fixture(scope="module")
 def view() -> View:
-    return look("made up", SITUATION)
+    return look("made up", WhatIf(SITUATION))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_page_is_for_phones_and_for_the_dark(page: str, data: dict[str, Any]) ->
 
 
 def test_same_situation_gives_the_same_page(view: View, page: str) -> None:
-    assert html_of(what_if_document(look("made up", SITUATION))) == page
+    assert html_of(what_if_document(look("made up", WhatIf(SITUATION)))) == page
 
 
 # --- its numbers ---
@@ -108,7 +109,7 @@ def test_every_stand_of_the_sliders_is_a_case_of_what_if(data: dict[str, Any]) -
             num_empty += 1
             continue
         case = what_if.case(change_at(axes, place))
-        curve = case.lengths()
+        curve = case.curve
         assert curve is not None
         assert speed(case.plan) in plain(stand["headline"])
         (median,) = (trace for trace in stand["figures"]["lengths"]["data"] if trace["name"] == "median (P50)")
@@ -140,6 +141,34 @@ def test_grid_holds_what_is_now_unchanged() -> None:
     assert all(tuple(sorted(axis.values)) == axis.values for axis in axes)
 
 
+def test_map_follows_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.grid.MEMORY_FACTORS", (1, 2))
+    monkeypatch.setattr("planner.grid.LINK_FACTORS", (1, 2))
+    view = look("made up", WhatIf(SITUATION))
+    found: dict[str, Any] = json.loads(packed(html_of(what_if_document(view, (128, 200, 10**6))), "data"))
+    what_if, num_each = WhatIf(SITUATION), 4
+    for place, context_tokens in ((0, None), (1, 200)):
+        expected = map_around(what_if, Change(context_tokens=context_tokens))
+        table = map_table(expected, 36 * MB, 1e9)
+        for stand in found["stands"][place * num_each : (place + 1) * num_each]:
+            assert rows(stand["tables"]["map"]) == [list(row) for row in table.rows]
+            assert [[cell[3] for cell in row] for row in stand["figures"]["map"]["data"][0]["customdata"]] == [
+                ["nothing fits" if cell is None else format_tokens_per_s(cell.tokens_per_s) for cell in row]
+                for row in expected.cells
+            ]
+    assert not any(stand["figures"] or stand["tables"] for stand in found["stands"][2 * num_each :])
+
+
+def test_what_no_slider_moves_is_said_to_stay(view: View, page: str) -> None:
+    titles = [section.title for section in what_if_document(view).sections]
+    assert (
+        titles.index("Other memory, another link") < titles.index("As it is now") < titles.index("What more would give")
+    )
+    assert "about made up as it is now, wherever the sliders stand" in plain(page)
+    alone = recommendation_document(look_at_it_alone("made up", SITUATION), "")
+    assert "As it is now" not in [section.title for section in alone.sections]
+
+
 def test_context_that_the_model_was_not_made_for_is_said_to_run_nowhere() -> None:
     axes = axes_of(SITUATION, contexts_tokens=(10**6,))[:1]
     here, beyond = points(WhatIf(SITUATION), axes)
@@ -150,7 +179,7 @@ def test_context_that_the_model_was_not_made_for_is_said_to_run_nowhere() -> Non
 
 def test_link_that_nobody_measured_has_no_slider_and_no_map() -> None:
     stays = request(400 * MB, link=DiskLink(mode="direct"))
-    found = look("made up", Situation(profile=profile(), request=stays))
+    found = look("made up", WhatIf(Situation(profile=profile(), request=stays)))
     assert found.strategies is None
     assert [axis.field for axis in axes_of(found.situation)] == ["device_bytes"]
     document = what_if_document(found)
@@ -177,6 +206,17 @@ def test_words_that_not_everyone_knows_explain_themselves(page: str) -> None:
     assert all(f"<dt>{term}</dt>" in page for term in ("draft", "round", "tok/s"))
 
 
+def test_sliders_explain_their_names(page: str) -> None:
+    controls = page.partition('aria-label="sliders"')[2].partition("</section>")[0]
+    marked = re.findall(r'<span><dfn class="term" tabindex="0">([^<]+)<', controls)
+    assert marked == ["link bandwidth", "device memory", "draft length"]
+
+
+@pytest.mark.parametrize("word", ["speculate", "pass", "compute", "host", "disk", "GiB", "GB/s", "layers", "weights"])
+def test_words_of_the_trade_are_known(word: str) -> None:
+    assert Explainer().explained(f"5 {word}, and so on").count("term") == 1
+
+
 def test_a_word_is_marked_once_a_section_and_only_as_a_whole() -> None:
     explainer = Explainer()
     assert explainer.explained("drafty overdraft, redraft").count("term") == 0
@@ -198,7 +238,7 @@ def test_names_of_machines_and_models_are_text() -> None:
     draft = DRAFT.model_copy(update={"name": HOSTILE})
     target = SITUATION.profile.target.model_copy(update={"name": HOSTILE})
     made = profile(drafts=(draft,), target=target)
-    page = html_of(what_if_document(look(HOSTILE, Situation(profile=made, request=SITUATION.request))))
+    page = html_of(what_if_document(look(HOSTILE, WhatIf(Situation(profile=made, request=SITUATION.request)))))
     harmless(page)
     assert "<script>alert" not in packed(page, "data")
     assert "<img" not in packed(page, "data")
@@ -208,8 +248,7 @@ def test_names_of_machines_and_models_are_text() -> None:
 
 
 def test_page_of_a_recommendation_ends_with_the_line_to_paste() -> None:
-    recommendation = recommend(SITUATION.profile, SITUATION.request)
-    made = view_of("made up", SITUATION, recommendation)
+    made = look_at_it_alone("made up", SITUATION)
     page = html_of(recommendation_document(made, "runtime generate --plan 'a <b>.json'"))
     assert "runtime generate --plan 'a <b>.json'" in plain(page)
     found = json.loads(packed(page, "data"))

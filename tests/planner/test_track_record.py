@@ -1,12 +1,19 @@
 """What runs say of intervals: coverage counted by hand, and corrections that never see the run they correct."""
 
 import math
+from pathlib import Path
 
 import pytest
+from pages import three_rounds
 from test_compare import LOW, PREDICTED, performance, plan, report
 
 from planner.compare import compare
-from planner.track_record import compared, coverages, ratios
+from planner.contracts.errors import BadInputError
+from planner.contracts.report import Report
+from planner.contracts.timeline import chrome_trace
+from planner.figures.runs import corrections_figure, coverage_figure, residuals_figure
+from planner.timelines import timelines
+from planner.track_record import compared, coverages, ratios, runs_in, traced_run
 from planner.uncertainty import logged_ratio
 
 
@@ -52,3 +59,57 @@ def test_runs_that_cannot_be_compared_are_left_out_with_the_reason() -> None:
     runs = compared({"good": report(LOW), "by memory": report(LOW, unplanned)})
     assert list(runs.comparisons) == ["good"]
     assert runs.left_out == {"by memory": "the report's plan predicts no speed: it was made without measurements"}
+
+
+# --- a folder of reports ---
+
+
+def written(folder: Path, **reports: Report) -> Path:
+    for name, made in reports.items():
+        made.write(folder / f"{name}.json")
+    return folder
+
+
+def test_runs_are_read_from_a_folder_and_what_is_none_of_ours_is_left_out(tmp_path: Path) -> None:
+    unplanned = plan(PREDICTED.model_copy(update={"generated_tokens_per_s": None}))
+    written(tmp_path, good=report(LOW), unplanned=report(LOW, unplanned), newer=report(LOW))
+    newer = tmp_path / "newer.json"
+    newer.write_text(newer.read_text().replace('"schema_version": 1', '"schema_version": 2', 1))
+    (tmp_path / "notes.txt").write_text("none of ours")
+    runs = runs_in(tmp_path)
+    assert list(runs.reports) == ["good", "unplanned"]
+    assert list(runs.comparisons) == ["good"]
+    assert runs.left_out.keys() == {"unplanned", "newer"}
+    assert "its schema version is 2" in runs.left_out["newer"]
+
+
+def test_a_folder_without_a_report_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadInputError, match=r"no report in .*\n.*no JSON file lies there\n.*runtime generate --json > "
+    ):
+        runs_in(tmp_path)
+    with pytest.raises(BadInputError, match="there is no such folder"):
+        runs_in(tmp_path / "absent")
+    (tmp_path / "a.json").write_text('{"schema_version": 2}')
+    with pytest.raises(BadInputError, match=r"why: .*a\.json is no valid Report file: its schema version is 2"):
+        runs_in(tmp_path)
+
+
+def test_a_run_without_its_timeline_says_what_to_do(tmp_path: Path) -> None:
+    runs = runs_in(written(tmp_path, one=report(LOW), other=report(LOW)))
+    with pytest.raises(BadInputError, match=r"no report is called two\n.*there are one, other"):
+        traced_run(runs, "two", tmp_path / "trace.json")
+    with pytest.raises(BadInputError, match=r"cannot read the timeline .*\n.*\n.*--trace wrote of the run one"):
+        traced_run(runs, "one", tmp_path / "trace.json")
+    (tmp_path / "trace.json").write_text(chrome_trace(three_rounds(), "one"))
+    run = traced_run(runs, "one", tmp_path / "trace.json")
+    assert run.pairs == {"1 and 2": 0, "2 and 3": 1, "3 and 4": 2}
+    assert run.pair(1) == timelines(run.plan, run.spans, first_round=1, num_rounds=2)
+
+
+def test_runs_of_which_none_can_be_compared_still_have_figures(tmp_path: Path) -> None:
+    unplanned = plan(PREDICTED.model_copy(update={"generated_tokens_per_s": None}))
+    runs = runs_in(written(tmp_path, one=report(LOW, unplanned)))
+    assert residuals_figure(runs.comparisons).layout.title.text
+    assert coverage_figure(coverages([*runs.comparisons.values()])).layout.title.text
+    assert corrections_figure(ratios([*runs.reports.values()])).layout.title.text

@@ -11,7 +11,7 @@ from planner.changes import CODEC_BYTES_FRAC, Change, Situation, changed, link_b
 from planner.contracts.errors import BadInputError, NoFeasiblePlanError, UsageError
 from planner.contracts.plan import Codec, CudaLink, DiskLink, EmulatedLink
 from planner.recommend import recommend
-from planner.what_if import WhatIf, coarse, compared
+from planner.what_if import MAP_DRAFTINGS, WhatIf, coarse, compared
 
 TIGHT = 80 * MB
 CHANGES = (
@@ -41,7 +41,7 @@ def test_every_number_is_that_of_recommend(made_up: Situation, change: Change) -
     assert case.plan == expected.plan
     assert case.prices == expected.prices
     assert case.recommendation == expected
-    curve = case.lengths()
+    curve = case.curve
     if curve is None:
         assert change.kind == "none"
         return
@@ -54,7 +54,7 @@ def test_every_number_is_that_of_recommend(made_up: Situation, change: Change) -
 
 def test_band_of_the_chosen_length_is_that_of_its_plan(made_up: Situation) -> None:
     case = WhatIf(made_up).case(Change(kind="chain", num_nodes=4))
-    curve, plan = case.lengths(), case.plan
+    curve, plan = case.curve, case.plan
     assert curve is not None
     assert plan.predicted_p10 is not None
     assert plan.predicted_p90 is not None
@@ -98,6 +98,38 @@ def test_cells_are_what_recommend_says_of_the_coarse_request(made_up: Situation)
     expected = recommend(situation.profile, coarse(situation.request, chunk_tokens))
     assert cell is not None
     assert (cell.tokens_per_s, cell.kind) == (expected.choice.tokens_per_s, expected.choice.draft_kind)
+
+
+@pytest.mark.parametrize(
+    ("change", "sizes"),
+    [
+        (Change(), None),
+        (Change(kind="chain", num_nodes=3), {("none", 0), ("chain", 3)}),
+        (Change(kind="chain", num_nodes=4), {("none", 0), ("chain", 4)}),
+        (Change(kind="none"), {("none", 0)}),
+    ],
+)
+def test_a_map_considers_no_size_but_the_chosen_one(
+    made_up: Situation, change: Change, sizes: set[tuple[str, int]] | None
+) -> None:
+    found = coarse(changed(made_up, change).request, chunk_tokens=64).draftings
+    if sizes is None:
+        assert found == MAP_DRAFTINGS
+    else:
+        assert {(entry.kind, entry.num_nodes) for entry in found} == sizes
+
+
+def test_what_a_case_says_is_computed_once(made_up: Situation, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = WhatIf(made_up).case()
+    assert case.curve is case.curve
+    prices, plan = case.prices, case.plan
+
+    def rank_again(*_: object) -> None:
+        raise AssertionError("ranked again")
+
+    monkeypatch.setattr("planner.recommend.rank", rank_again)
+    assert case.recommendation.prices == prices
+    assert case.recommendation.plan is plan
 
 
 def test_a_cell_in_which_nothing_fits_is_empty(made_up: Situation) -> None:
@@ -151,7 +183,7 @@ def test_machines_are_compared_the_fastest_first_and_failures_said(made_up: Situ
     small = replace(made_up, request=request(MB))
     roomy = replace(made_up, request=request(400 * MB))
     names = ["roomy", "tight", "small"]
-    advice = compared({"small": small, "tight": made_up, "roomy": roomy})
+    advice = compared({"small": WhatIf(small), "tight": WhatIf(made_up), "roomy": WhatIf(roomy)})
     assert [entry.name for entry in advice] == names
     assert advice[-1].recommendation is None
     assert "does not fit" in (advice[-1].why_not or "")
