@@ -71,8 +71,9 @@ class Drafting:
 
     @property
     def num_widths(self) -> int:
-        """How many widths passes may have: all up to a tree's; of a chain its lengths, what a draft reads after each, and
-        that of the round which ends a text.
+        """How many widths passes may have: all up to a tree's; a chain's lengths and what a draft reads after each.
+
+        One more is that of the round which ends a text.
         """
         return 2 * max(1, len(self.tiers)) + 1 if self.kind == "chain" else self.num_nodes
 
