@@ -136,17 +136,23 @@ def plan_for_budget(target: ModelShape, draft: ModelShape | None, budget: Budget
 
 def counted_memory(plan: Plan, target: ModelShape, draft: ModelShape | None) -> dict[str, int]:
     """Bytes of those parts of a plan's memory that follow from these models and from all else that the plan says."""
-    fixed = fixed_memory(target, draft, _wishes_of(plan))
+    wishes = _wishes_of(plan)
+    of_target = fixed_memory(target, draft, wishes)
+    of_draft = fixed_memory(target, draft, replace(wishes, dtype=getattr(plan.draft, "dtype", plan.dtype)))
+    on_host = host_memory(plan.units, plan.staging, plan.link)
     resident_bytes = sum(unit.dense_bytes for unit in plan.units if unit.placement == "resident")
     rest_bytes = target.rest_bytes(plan.dtype) + decoder_rest_bytes(target, plan.dtype, plan.units)
     return {
         "residents_bytes": resident_bytes + rest_bytes,
         "slots_bytes": plan.slots * max((unit.dense_bytes for unit in plan.streamed), default=0),
-        "draft_bytes": fixed.draft_bytes,
-        "target_kv_bytes": fixed.target_kv_bytes,
-        "draft_kv_bytes": fixed.draft_kv_bytes,
-        "activations_bytes": fixed.activations_bytes,
-        "host_draft_bytes": fixed.host_draft_bytes,
+        "target_kv_bytes": of_target.target_kv_bytes,
+        "activations_bytes": of_target.activations_bytes,
+        "draft_bytes": of_draft.draft_bytes,
+        "draft_kv_bytes": of_draft.draft_kv_bytes,
+        "host_draft_bytes": of_draft.host_draft_bytes,
+        "host_weights_bytes": on_host["host_weights_bytes"],
+        "host_embedding_bytes": on_host["host_embedding_bytes"],
+        "host_staging_bytes": on_host["host_staging_bytes"],
     }
 
 

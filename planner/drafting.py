@@ -109,18 +109,26 @@ class Drafting:
                 dtype=dtype,
                 device=device,
             )
-        sized = {
-            "model": draft.name,
-            "fingerprint": draft.fingerprint,
-            "num_nodes": self.num_nodes,
-            "max_depth": self.max_depth,
-            "pass_nodes": self.pass_nodes,
-            "dtype": dtype,
-            "device": device,
-        }
         if self.kind == "tree":
-            return TreeDraft(**sized, paths=self.paths)  # type: ignore[arg-type]
-        return HybridDraft(**sized)  # type: ignore[arg-type]
+            return TreeDraft(
+                model=draft.name,
+                fingerprint=draft.fingerprint,
+                num_nodes=self.num_nodes,
+                max_depth=self.max_depth,
+                pass_nodes=self.pass_nodes,
+                paths=self.paths,
+                dtype=dtype,
+                device=device,
+            )
+        return HybridDraft(
+            model=draft.name,
+            fingerprint=draft.fingerprint,
+            num_nodes=self.num_nodes,
+            max_depth=self.max_depth,
+            pass_nodes=self.pass_nodes,
+            dtype=dtype,
+            device=device,
+        )
 
 
 NO_DRAFTING = Drafting()

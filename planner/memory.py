@@ -4,6 +4,7 @@ Weights and caches are counted exactly. Activations are a bound from the shapes 
 they were held against measured peaks (docs/LOG.md). The overhead of a CUDA context is an estimate.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
@@ -19,8 +20,11 @@ MARGIN_FRAC = 0.01
 SCATTER_BYTES = 2 * 2**20  # by which runs exceed the host overhead that a profile measured (docs/LOG.md)
 DRAFT_SCATTER_BYTES = 2**20
 ROUND_RECORD_BYTES = 2**11  # that a report keeps of each round
+WIDTH_BYTES = (
+    7 * 2**19
+)  # of kernels that a CPU's library makes for each width of a 16-bit pass, and keeps (docs/LOG.md)
+WIDTH_SCATTER_FRAC = 0.05  # by which many widths take more for each than the few that are measured (docs/LOG.md)
 _MEASURED_WIDTHS = 2  # of the chains with which a draft's overhead is measured
-WIDTH_BYTES = 7 * 2**19  # of kernels that a CPU's library makes for each width of a 16-bit pass, and keeps
 
 _FLOAT32_BYTES = 4
 _MASK_STRIDE = 16  # values, that rows of a mask are padded to
@@ -86,8 +90,8 @@ class Overheads:
             host_bytes=found["host_overhead"] + SCATTER_BYTES,
             draft_host_bytes=DRAFT_HOST_OVERHEAD_BYTES if draft_bytes is None else draft_bytes + DRAFT_SCATTER_BYTES,
             device_bytes=device_bytes,
-            width_bytes=found.get("width"),
-            draft_width_bytes=found.get("draft_width"),
+            width_bytes=_with_scatter(found.get("width")),
+            draft_width_bytes=_with_scatter(found.get("draft_width")),
             round_bytes=ROUND_RECORD_BYTES,
         )
 
@@ -102,6 +106,10 @@ class Overheads:
 
 
 DEFAULT_OVERHEADS = Overheads()
+
+
+def _with_scatter(width_bytes: int | None) -> int | None:
+    return None if width_bytes is None else math.ceil(width_bytes * (1 + WIDTH_SCATTER_FRAC))
 
 
 def _is_eager(shape: ModelShape) -> bool:

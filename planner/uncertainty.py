@@ -78,7 +78,7 @@ def prior(profile: Profile, link: LinkChoice) -> ModelError:
         "compute": spread_frac(
             [entry for entry in profile.compute if (entry.unit, entry.processor) == ("layer", "device")]
         ),
-        "draft": spread_frac(profile.draft_passes),
+        "draft": spread_frac([entry for entry in profile.draft_passes if entry.processor == "device"]),
     }
     frac.update({name: math.hypot(frac[name], spread) for name, spread in stated.items()})
     if link.kind == "emulated":

@@ -17,18 +17,18 @@ def logged_runs(paths: Sequence[Path], profile: Profile, link: LinkChoice) -> li
 
     Raises: BadInputError, where a file that is named does not fit, or none of a folder does.
     """
-    found: list[Report] = []
+    found: dict[Path, Report] = {}  # each file once, whether it is named, in a folder, or both
     for path in paths:
-        found += _fitting(path, profile, link) if _is_folder(path) else [_logged_run(path, profile, link)]
-    return found
+        found |= _fitting(path, profile, link) if _is_folder(path) else {path: _logged_run(path, profile, link)}
+    return list({path.resolve(): report for path, report in found.items()}.values())
 
 
-def _fitting(folder: Path, profile: Profile, link: LinkChoice) -> list[Report]:
+def _fitting(folder: Path, profile: Profile, link: LinkChoice) -> dict[Path, Report]:
     """Those of a folder that fit. Raises: BadInputError, where none does."""
-    found, reasons = [], []
+    found, reasons = {}, []
     for path in sorted(folder.glob("*.json")):
         try:
-            found.append(_logged_run(path, profile, link))
+            found[path] = _logged_run(path, profile, link)
         except BadInputError as error:
             reasons.append(f"{path.name}: {error.why}")
     if not found:

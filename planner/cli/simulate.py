@@ -40,6 +40,21 @@ if TYPE_CHECKING:
 _SHADES = " .-=#"
 _COLUMNS_IN_A_FILE = 100
 _PROMPT_TOKENS, _NEW_TOKENS = 512, 256
+_FLAGS = {  # by the fields of Asked
+    "workload": "--text, --prompt-tokens or --max-tokens",
+    "machines": "--machine",
+    "target": "--target",
+    "drafts": "--draft",
+    "dtype": "--dtype",
+    "link": "--link",
+    "num_threads": "--threads",
+    "memory": "--device-memory or --host-memory",
+    "context_tokens": "--ctx-size",
+    "draftings": "a kind or size of draft",
+    "slots": "--slots",
+    "no_spec": "--no-spec",
+    "force": "--force",
+}
 
 
 def simulate(
@@ -164,7 +179,7 @@ def _refuse_beside_plan(asked: "Asked") -> None:
     named = [entry.name for entry in fields(asked) if getattr(asked, entry.name) != getattr(usual, entry.name)]
     if named:
         raise UsageError(
-            f"a plan and {', '.join(name.replace('_', ' ') for name in named)}",
+            f"a plan and {', '.join(_FLAGS[name] for name in named)}",
             why="the plan has decided the models, the memory, the link and the draft",
             remedy="leave out the plan, or the options beside it",
         )

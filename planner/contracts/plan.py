@@ -4,6 +4,7 @@ A plan is the only thing that crosses from deciding to doing. It names variants 
 codecs); the runtime refuses by name what it does not implement.
 """
 
+from collections import Counter
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -100,6 +101,9 @@ class TreeDraft(Contract):
             raise ValueError("draft: paths must be as many as there are nodes at the most, each once")
         if any(path[:-1] not in known or len(path) > self.max_depth for path in self.paths):
             raise ValueError("draft: every path's beginning must be a path too, and none deeper than max_depth")
+        parents = Counter(len(parent) for parent in {path[:-1] for path in self.paths})
+        if max(parents.values(), default=0) > self.pass_nodes:
+            raise ValueError("draft: a level of paths has more nodes with children than pass_nodes")
         if any(not 0 <= rank < MAX_RANKS for path in self.paths for rank in path):
             raise ValueError(f"draft: the ranks of paths are 0 to {MAX_RANKS - 1}")
         return self

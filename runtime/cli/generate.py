@@ -139,7 +139,7 @@ def generate(
 
     from planner.console import ending_in_order
     from runtime.api import Limits, corpus_texts, load, prompt_tokens
-    from runtime.draft.corpus import num_bytes_left_out, num_corpus_tokens
+    from runtime.draft.corpus import MOST_CORPUS_BYTES, num_bytes_left_out, num_corpus_tokens
     from runtime.engine import check_prompt_fits
     from runtime.sampling import SamplingSettings
     from runtime.status_line import shown_status
@@ -186,9 +186,11 @@ def generate(
             f"--ngram-corpus is not used: the plan drafts with kind {settled.draft.kind} "
             "(--draft-kind hybrid or ngram copies from it)\n"
         )
-    left_out_bytes = num_bytes_left_out(ngram_corpus or ())
-    if left_out_bytes:
-        sys.stderr.write(f"--ngram-corpus: the oldest {format_bytes(left_out_bytes)} are left out: 16 MiB are kept\n")
+    elif left_out_bytes := num_bytes_left_out(ngram_corpus or ()):
+        sys.stderr.write(
+            f"--ngram-corpus: the oldest {format_bytes(left_out_bytes)} are left out, beyond "
+            f"{format_bytes(MOST_CORPUS_BYTES)} of the latest\n"
+        )
     tracer = None if trace is None and html is None else Trace()
     with load(plan=settled, trace=tracer, ngram_corpus=ngram_corpus or (), draft_may_fail=draft_may_fail) as engine:
         generation = engine.generate(tokens, max_tokens=max_tokens, sampling=sampling, stop=stop or (), verify=verify)

@@ -69,7 +69,8 @@ def choose_plan(wanted: Wanted) -> Plan:
         profile = _profile(wanted)
         return _plan_by(profile, wanted)
     except DraftstreamError as error:
-        if wanted.profile is not None or isinstance(error, PlanMismatchError):
+        is_static = any(entry.is_static for entry in wanted.draftings or ())  # which memory alone cannot plan
+        if wanted.profile is not None or is_static or isinstance(error, PlanMismatchError):
             raise
         _say(wanted, f"planned by memory alone, without predictions: {error.what} ({error.why})")
         return by_memory
@@ -191,8 +192,7 @@ def _drafting(wanted: Wanted) -> "Drafting":
         fitting or wanted.draftings,
         key=lambda entry: (abs(entry.num_nodes - _USUAL_NODES[entry.kind]), abs(entry.max_depth - _USUAL_DEPTH)),
     )
-    # only a profile gives a tree one shape; where none can be had after all, trees grow by confidence
-    return usual if wanted.profile == MEMORY_ALONE else replace(usual, is_static=False)
+    return usual if wanted.profile == MEMORY_ALONE else replace(usual, is_static=False)  # of the same memory
 
 
 def _context_tokens(wanted: Wanted) -> int:

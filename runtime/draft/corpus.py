@@ -99,7 +99,9 @@ def _text(path: Path, most_bytes: int) -> tuple[str, int]:
         skipped = max(0, file.num_bytes - most_bytes)
         content = file.read(file.num_bytes - skipped, offset_bytes=skipped)
     if skipped:
-        within = next((index for index, byte in enumerate(content[:_MOST_CHARACTER_BYTES]) if byte >> 6 != 0b10), 0)
+        starts = [index for index, byte in enumerate(content[:_MOST_CHARACTER_BYTES]) if byte >> 6 != 0b10]
+        is_part = not starts and len(content) < _MOST_CHARACTER_BYTES  # of a single character
+        within = len(content) if is_part else min(starts, default=0)
         skipped, content = skipped + within, content[within:]
     try:
         text = content.decode("utf-8")

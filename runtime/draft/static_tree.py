@@ -8,6 +8,7 @@ Shapes: W nodes expanded in one pass, K most probable tokens of each row.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import islice
 
 from planner.contracts.plan import RankPath
 from runtime.draft.growth import Floats, Ints, Node, TreeGrowth
@@ -52,7 +53,7 @@ class StaticGrowth(TreeGrowth):
             and self._ranks.get(self._path_of[slot])
             and (slot.token is None or slot.token < num_known_tokens)
         )
-        return [slot for slot, _ in zip(waiting, range(most_nodes), strict=False)]
+        return list(islice(waiting, most_nodes))
 
     def settle(self, nodes: Sequence[Node]) -> list[Node]:
         """The nodes and all their siblings, in the order in which those are tried, as far as they need to be drawn."""

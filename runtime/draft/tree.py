@@ -62,6 +62,7 @@ class TreeDrafter:
         paths: Sequence[RankPath] = (),
     ) -> None:
         """`costs` None: every tree is filled; else it ends where more does not pay. `paths`: it is always that one."""
+        assert not (paths and ngram), "a tree of one shape has no room for copies"
         self._following = FollowingModel(model, vocab_size=vocab_size, chunk_tokens=chunk_tokens)
         self._settings = settings
         self._uniforms = uniforms
@@ -72,14 +73,16 @@ class TreeDrafter:
         self._calibration = calibration
         self._ngram = ngram
         self._paths = tuple(paths)
-        self._num_top = min(max(num_nodes, _TOP_TOKENS.start), _TOP_TOKENS.stop - 1, self._following.vocab_size)
+        most_ranks = 1 + max((rank for path in paths for rank in path), default=0)
+        num_top = min(max(num_nodes, _TOP_TOKENS.start, most_ranks), _TOP_TOKENS.stop - 1)
+        self._num_top = min(num_top, self._following.vocab_size)
         start_row = () if calibration is None else calibration.by_rank_frac
         self._stop = None if costs is None or paths else StopRule(costs, self._num_top, start_row)
         self._foresight = Foresight()
         self._rows: list[Tensor] = []  # (V) of every row of this tree, when sampling
 
     def propose(self, context: Sequence[int], max_depth: int) -> Proposal:
-        """The most probable paths, no deeper than `max_depth`; sampled ones with the rows they were drawn from."""
+        """The tree's paths, no deeper than `max_depth`; sampled ones with the rows that they were drawn from."""
         most_depth = max(0, max_depth)  # of copies
         model_depth = min(most_depth, self._max_depth, self._following.room(context)) if most_depth else 0
         growth = self._growth(model_depth)

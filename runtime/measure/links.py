@@ -119,8 +119,8 @@ def measure_cuda(
             return now.copying_s - times.copying_s
         clock.restart()
         start = clock.mark()
-        here, there = (slot, region) if path in _TO_HOST else (region, slot)
-        there[:num_bytes].copy_(here[:num_bytes], non_blocking=path not in _PAGEABLE)
+        source, destination = (slot, region) if path in _TO_HOST else (region, slot)
+        destination[:num_bytes].copy_(source[:num_bytes], non_blocking=path not in _PAGEABLE)
         return clock.seconds(start, clock.mark())
 
     try:

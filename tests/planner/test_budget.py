@@ -1,5 +1,6 @@
 """Plans for a budget: they never exceed it, what lies where follows the rules, and a refusal tells a way out."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from planner.contracts.plan import CudaLink, DiskLink, Dtype, EmulatedLink, Link
 from planner.contracts.profile import MemoryMeasurement
 from planner.contracts.quantities import parse_bytes
 from planner.drafting import NO_DRAFTING, Drafting, chain, tree
-from planner.memory import DEFAULT_OVERHEADS, WIDTH_BYTES, Overheads
+from planner.memory import DEFAULT_OVERHEADS, WIDTH_BYTES, WIDTH_SCATTER_FRAC, Overheads
 
 MIB = 2**20
 AMPLE = 2**50
@@ -422,14 +423,20 @@ def test_each_width_that_a_16_bit_pass_on_the_cpu_may_have_counts_its_kernels() 
     assert overhead_bytes(drafting=tree, link=CudaLink(), device="cuda:0") < few
 
 
+def scattered(num_bytes: int) -> int:
+    """With what many widths take more for each than a few."""
+    return math.ceil(num_bytes * (1 + WIDTH_SCATTER_FRAC))
+
+
 def test_kernels_count_as_measured_and_those_of_a_drafts_measured_run_not_twice() -> None:
     parts = {"host_overhead": 10 * MIB, "draft_host_overhead": 8 * MIB, "width": 3 * MIB, "draft_width": MIB}
     measured = Overheads.of([MemoryMeasurement(part=part, num_bytes=size) for part, size in parts.items()])  # type: ignore[arg-type]
     tree = Drafting(kind="tree", num_nodes=16, max_depth=4, pass_nodes=4)
     of_chain = overhead_bytes(drafting=chain(4), overheads=measured)
-    assert of_chain == (10 + 2 + 8 + 1 + 3) * MIB + wishes().context_tokens * 2**11
-    assert overhead_bytes(drafting=tree, overheads=measured) - of_chain == (13 * 3 + 4 * 1) * MIB
-    assert overhead_bytes(drafting=tree, overheads=measured, dtype="fp32") - of_chain == (13 * 3 + 4 * 1) * MIB
+    assert of_chain == (10 + 2 + 8 + 1) * MIB + scattered(3 * MIB) + wishes().context_tokens * 2**11
+    for dtype in ("bf16", "fp32"):
+        of_tree = overhead_bytes(drafting=tree, overheads=measured, dtype=dtype)
+        assert of_tree - of_chain == 13 * scattered(3 * MIB) + 4 * scattered(MIB)
 
 
 def test_measured_overhead_counts_with_what_runs_scatter_by_and_with_the_record_of_their_rounds() -> None:

@@ -377,8 +377,8 @@ def test_a_profile_is_planned_by(
 @pytest.mark.parametrize(
     ("arguments", "code", "texts"),
     [
-        (("{plan}", "--draft-kind", "tree"), 2, ("a plan and draftings", "leave out the plan")),
-        (("{plan}", "--machine", "rtx-4090", "--device-memory", "8GiB"), 2, ("machines, memory",)),
+        (("{plan}", "--draft-kind", "tree"), 2, ("a plan and a kind or size of draft", "leave out the plan")),
+        (("{plan}", "--machine", "rtx-4090", "--device-memory", "8GiB"), 2, ("a plan and --machine, --device-memory",)),
         ((*CATALOGUE, "--machine", "rtx-5090"), 2, ("2 machines", "planner recommend compares")),
         ((*CATALOGUE, "--draft-kind", "chain", "--draft-tree", "8"), 2, ("--draft-tree with --draft-kind chain",)),
         (("absent.json",), 3, ("absent.json",)),

@@ -64,6 +64,15 @@ def test_beyond_the_limit_the_oldest_text_is_left_out(tmp_path: Path) -> None:
         assert num_bytes_left_out(paths, most_bytes) == 28 - most_bytes
 
 
+@pytest.mark.parametrize("most_bytes", [1, 2, 3, 4])
+def test_less_than_a_character_of_a_file_is_nothing_of_it(most_bytes: int, tmp_path: Path) -> None:
+    old, new = tmp_path / "old.txt", tmp_path / "new.txt"
+    old.write_text("ends in 𝄞", encoding="utf-8")
+    new.write_text("new")
+    texts = read_texts([old, new], letters, 3 + most_bytes)
+    assert ["".join(map(chr, text)) for text in texts] == (["𝄞", "new"] if most_bytes == 4 else ["new"])
+
+
 @pytest.mark.parametrize(
     ("content", "fault"),
     [

@@ -1,8 +1,10 @@
 """Copies are measured through the runtime's own links, at the sizes that plans copy."""
 
+import random
 import subprocess
 import threading
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from planner.contracts.errors import SelfCheckError
 from planner.contracts.model_folder import open_model_folder
 from planner.contracts.model_shape import ModelShape
 from planner.contracts.plan import DiskLink
+from runtime.cached import CachedModel
 from runtime.measure.links import CopyEffort, measure_disk, measure_host_memory, region_sizes
 from runtime.measure.machine import machine_fingerprint, this_machine, versions
-from runtime.measure.memory import measure_memory
+from runtime.measure.memory import _width_bytes, measure_memory
 from runtime.measure.twin import Truncation, open_twin, truncate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,8 +83,25 @@ def test_overheads_of_real_runs_are_some_megabytes(tiny_model: TinyModel) -> Non
     folder = str(tiny_model("llama"))
     found = {entry.part: entry.num_bytes for entry in measure_memory(folder, folder, "fp32", DiskLink(), 512)}
     assert set(found) == {"host_overhead", "draft_host_overhead", "width", "draft_width"}
-    assert found["width"] < 2**20  # kernels of 32 bits are one for all widths
     assert 2**20 < found["host_overhead"] < 2**28
+    assert found["width"] < 2**20  # kernels of 32 bits are one for all widths
+
+
+def test_what_each_further_width_of_a_pass_keeps_is_counted() -> None:
+    kept: dict[int, bytes] = {}
+
+    class Model:
+        can_roll_back, context_tokens = True, 64
+
+        def reset(self) -> None: ...
+
+        def drop(self, num_tokens: int) -> None: ...
+
+        def forward(self, tokens: list[int], num_rows: int) -> None:
+            kept.setdefault(len(tokens), random.randbytes(2**20))
+
+    assert _width_bytes(cast(CachedModel, Model())) == pytest.approx(2**20, rel=0.1)
+    assert _width_bytes(cast(CachedModel, Model())) < 2**17  # all of them are there
 
 
 def test_overheads_are_those_of_as_many_threads_as_the_profile_computes_on(

@@ -29,6 +29,7 @@ from runtime.sampling import SamplingSettings
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 WIDE: tuple[RankPath, ...] = ((0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0))
+RARE: tuple[RankPath, ...] = ((9,), (9, 9))  # beyond as many as there are nodes
 SKEWED: tuple[RankPath, ...] = ((0,), (1,), (1, 0), (1, 1), (1, 1, 0))  # the first child is a leaf
 CHAIN: tuple[RankPath, ...] = ((0,), (0, 0), (0, 0, 0))
 NUM_TOKENS = 16
@@ -47,9 +48,9 @@ def static_drafter(model: MadeUpModel, paths: Sequence[RankPath], settings: Samp
     )
 
 
-@pytest.mark.parametrize("paths", [WIDE, SKEWED, CHAIN])
+@pytest.mark.parametrize("paths", [WIDE, SKEWED, CHAIN, RARE])
 def test_the_tree_holds_just_the_ranks_that_were_settled(paths: tuple[RankPath, ...]) -> None:
-    model = MadeUpModel(lambda text: made_up_row(text, 8), 8)
+    model = MadeUpModel(lambda text: made_up_row(text, 16), 16)
     drafter = static_drafter(model, paths)
     for context in ([1, 2], [1, 2, 5, 3]):
         model.passes.clear()
@@ -58,7 +59,7 @@ def test_the_tree_holds_just_the_ranks_that_were_settled(paths: tuple[RankPath, 
         for node in range(len(proposal.tokens)):
             text, ranks = list(context), []
             for token in path_to(proposal, node):
-                ranks.append((-made_up_row(text, 8)).argsort(kind="stable").tolist().index(token))
+                ranks.append((-made_up_row(text, 16)).argsort(kind="stable").tolist().index(token))
                 text.append(token)
             found.add(tuple(ranks))
         assert found == set(paths)
