@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from planner.api import from_catalogue, from_profile
 from planner.changes import CODEC_BYTES_FRAC, Change, Situation, link_bytes_per_s
-from planner.contracts.errors import BadInputError
+from planner.contracts.errors import BadInputError, DraftstreamError
 from planner.contracts.plan import Codec
 from planner.contracts.quantities import (
     format_bytes,
@@ -176,6 +177,9 @@ class Session:
         self.menus = menus_for(self.what_if.situation)
         self._maps: dict[Change, StrategyMap] = {}
         self.what_if.case()
+        for _, text in self.menus.domain:  # a text's first replays take longer than a menu's choice may
+            with suppress(DraftstreamError):
+                self.what_if.case(Change(domain=text))
 
     def case(self, change: Change) -> Case:
         """What is best after a change. Raises: as `WhatIf.case` does."""

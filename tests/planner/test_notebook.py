@@ -251,3 +251,15 @@ def test_without_plotly_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("planner.extras.find_spec", lambda name: None)
     with pytest.raises(UsageError, match="the what-if notebook needs plotly"):
         open_page()
+
+
+def test_no_choice_of_text_waits_for_its_replays(monkeypatch: pytest.MonkeyPatch) -> None:
+    session = Session(EXAMPLE)
+    texts = [text for _, text in session.menus.domain if text is not None]
+    assert texts
+
+    def waited(*_: object) -> None:
+        raise AssertionError("ranked only now")
+
+    monkeypatch.setattr("planner.what_if.rank", waited)
+    assert len({session.curve(Change(domain=text)) for text in texts} - {session.curve(Change())}) == len(texts)
