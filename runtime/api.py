@@ -37,7 +37,7 @@ from runtime.engine import Engine, Generation, Token, cannot_roll_back
 from runtime.host import MemoryGauge, free_device_bytes, free_host_bytes
 from runtime.hub import model_folder
 from runtime.link.choice import choose_link
-from runtime.model import StreamedModel, all_resident
+from runtime.model import StreamedModel, all_resident, check_implemented
 from runtime.skeleton import DTYPES, ReplaceModules, build_skeleton
 from runtime.tokenizer import check_same_tokens, encode_prompt, load_tokenizer
 from runtime.trace import Trace
@@ -244,6 +244,7 @@ def load(
     elif not isinstance(plan, Plan):
         plan = Plan.read(Path(plan))
     _check_draft_kind(plan)
+    check_implemented(plan)
     device = _device_of(plan)
     _check_fits_machine(plan, device)
     folder = _folder_of_plan(str(target or plan.target.name), plan.target.fingerprint, "target")
@@ -290,6 +291,7 @@ def stream(
         plan = make_plan(target)
     elif not isinstance(plan, Plan):
         plan = Plan.read(Path(plan))
+    check_implemented(plan)
     _check_fits_machine(plan, _device_of(plan))
     folder = _folder_of_plan(str(target), plan.target.fingerprint, "target")
     check_memory(plan, ModelShape.from_config(folder.path), None)

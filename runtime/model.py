@@ -45,7 +45,8 @@ class StreamedModel:
     """
 
     def __init__(self, skeleton: Skeleton, checkpoint: Checkpoint, plan: Plan, trace: Trace | None = None) -> None:
-        _check_implemented(plan, skeleton)
+        check_implemented(plan)
+        _check_describes(plan, skeleton)
         self.model: PreTrainedModel = skeleton.model
         self.plan = plan
         self._skeleton = skeleton
@@ -255,8 +256,8 @@ def _close(stream: Stream | None, link: Link, checkpoint: Checkpoint) -> None:
     checkpoint.close()
 
 
-def _check_implemented(plan: Plan, skeleton: Skeleton) -> None:
-    """Refuse by name what this version does not run, and a plan made for a model of another size."""
+def check_implemented(plan: Plan) -> None:
+    """Raises: PlanMismatchError, naming what this version does not run."""
     drafting = {0, getattr(plan.draft, "device", 0)}
     if any(index not in drafting for index in range(len(plan.devices))) or plan.batch > 1:
         raise _not_implemented(f"{len(plan.devices)} devices with batch {plan.batch}", "one device and batch 1")
@@ -270,6 +271,10 @@ def _check_implemented(plan: Plan, skeleton: Skeleton) -> None:
             raise _not_implemented(f"a {unit.kind} with placement {unit.placement}", "resident and streamed layers")
         if unit.kind == "embedding" and unit.placement == "streamed":
             raise _not_implemented("a streamed embedding", "an embedding that is resident or gathered on the host")
+
+
+def _check_describes(plan: Plan, skeleton: Skeleton) -> None:
+    """Raises: PlanMismatchError, where the plan was made for another size of model, or for layers that come apart."""
     if plan.granularity == "parts":
         check_can_split(skeleton)
     head_rows = [unit.rows[1] for unit in plan.units if unit.rows is not None]
