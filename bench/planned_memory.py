@@ -49,7 +49,7 @@ def main() -> None:
             plan = planned(profile, pair, link, budget, drafting)
             name = f"{pair:6} {link:16} {budget:>7} {drafting.label}"
             if plan is None:
-                print(f"{name}: does not fit", flush=True)
+                print(f"{name}: cannot be planned", flush=True)
                 continue
             ratios.append(planned_over_measured(name, plan, options.models))
     least, most = GOAL
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def planned(profile: Profile, pair: Pair, link: str, budget: str, drafting: Drafting) -> Plan | None:
-    """The best plan with that draft; None where it does not fit."""
+    """The best plan with that draft; None where it does not fit, or nothing predicts it."""
     is_random = pair == "random"
     setting = Setting(
         pair=pair,
@@ -74,7 +74,7 @@ def planned(profile: Profile, pair: Pair, link: str, budget: str, drafting: Draf
         ranking = rank(profile, request)
     except NoFeasiblePlanError:
         return None
-    score = ranking.best_of(profile.drafts[0].fingerprint if drafting.has_model else None)
+    score = ranking.best_of(profile.drafts[0].fingerprint if drafting.has_model else None, drafting.kind)
     return None if score is None else plan_of(profile, request, score)[0]
 
 
