@@ -144,6 +144,7 @@ def profile_for(pair: Pair, models: Path, *, is_paced: bool = False) -> Profile:
     kept = models / f"{'paced-' * is_paced}profile-{pair}.json"
     if not kept.exists():
         target, draft = folders(pair, models)
+        models.mkdir(parents=True, exist_ok=True)
         is_demo = pair == "demo"
         options = ProfileOptions(
             dtype=DTYPES[pair],

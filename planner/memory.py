@@ -20,9 +20,7 @@ MARGIN_FRAC = 0.01
 SCATTER_BYTES = 2 * 2**20  # by which runs exceed the host overhead that a profile measured (docs/LOG.md)
 DRAFT_SCATTER_BYTES = 2**20
 ROUND_RECORD_BYTES = 2**11  # that a report keeps of each round
-WIDTH_BYTES = (
-    7 * 2**19
-)  # of kernels that a CPU's library makes for each width of a 16-bit pass, and keeps (docs/LOG.md)
+WIDTH_BYTES = 7 * 2**19  # of kernels that a CPU's library keeps for each width of a 16-bit pass (docs/LOG.md)
 WIDTH_SCATTER_FRAC = 0.05  # by which many widths take more for each than the few that are measured (docs/LOG.md)
 _MEASURED_WIDTHS = 2  # of the chains with which a draft's overhead is measured
 

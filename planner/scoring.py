@@ -136,7 +136,7 @@ class Scorer:
         tokens = self.tokens_of(candidate)
         num_verified = 1 + tokens.mean_nodes
         times = self._pass_times(candidate.placement, candidate.host_bytes, num_verified, self.decode_context_tokens)
-        host_s = self.timing.round_s(num_verified)
+        host_s = self._host_s(candidate.drafting, num_verified)
         draft_s = self._draft_s(candidate, tokens, 0.0)
         transfers_s = max(float(placed.copies_s[0].sum()), float(placed.reads_s[0].sum()))
         lanes_s = max(transfers_s, float(times.alone_s_U.sum()) + draft_s + host_s)
@@ -235,7 +235,13 @@ class Scorer:
             compute_s += count * unit_s
         factors = self._factors
         draft_s = self._draft_s(candidate, tokens, 0.0) * factors["draft"]
-        return compute_s * factors["compute"] + draft_s + self.timing.round_s(num_verified) * factors["host"]
+        host_s = self._host_s(candidate.drafting, num_verified) * factors["host"]
+        return compute_s * factors["compute"] + draft_s + host_s
+
+    def _host_s(self, drafting: Drafting, num_verified: float) -> float:
+        """Seconds of judging so many tokens, of accepting some, and of what n-grams learn from that."""
+        learn_s = self.timing.ngram_learn_s(drafting.num_nodes) if drafting.has_copies else 0.0
+        return self.timing.round_s(num_verified, is_tree=drafting.tree_nodes > 0) + learn_s
 
     def _tokens_per_round(self, candidate: Candidate, tokens: Yield) -> float:
         """The corrected mean, within what the draft allows."""
@@ -244,7 +250,7 @@ class Scorer:
     def _draft_s(self, candidate: Candidate, tokens: Yield, load_bytes_per_s: float) -> float:
         """Seconds of drafting in a round: the first pass of the model, the others, and looking up n-grams."""
         drafting = candidate.drafting
-        lookup_s = self.timing.ngram_s(drafting.num_nodes) if drafting.kind in ("ngram", "hybrid") else 0.0
+        lookup_s = self.timing.ngram_s(drafting.num_nodes) if drafting.has_copies else 0.0
         if candidate.draft is None:
             return lookup_s
         # after a round that accepted all, the last token is fed too

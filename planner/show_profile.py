@@ -15,7 +15,10 @@ from planner.show_plan import survival_text
 from planner.timing import LinkFit, Timing
 from planner.yields import Yields
 
-_UNITS = ("layer", "attention", "mlp", "expert", "head_chunk", "embedding", "pass", "edge", "round", "ngram")
+_UNITS = (
+    *("layer", "attention", "mlp", "expert", "head_chunk", "embedding", "pass", "edge"),
+    *("round", "tree_round", "ngram", "ngram_learn"),
+)
 _MODEL_DRAFTINGS = {
     "chain\nof 1": chain(1),
     "chain\nof 4": chain(4),
@@ -24,6 +27,7 @@ _MODEL_DRAFTINGS = {
 }
 _NGRAM_DRAFTINGS = {"4 copied": ngram(4), "8 copied": ngram(8), "16 copied": ngram(16)}
 _MOST_RANKS_OF_A_UNIT = 2**32
+_AFTER_ALL_POSITIONS = 100
 _SURVIVAL_OF = chain(8)
 _EVERY_TEXT = "all"
 
@@ -210,10 +214,11 @@ def _compute_column(entry: ComputeMeasurement) -> tuple[int, str]:
 
 
 def _draft_column(entry: DraftMeasurement) -> tuple[int, str]:
-    kind = "tree level" if entry.is_tree_level else "first pass" if entry.is_first else "next pass"
+    kind = "tree level" if entry.is_tree_level else f"pass {entry.position}" if entry.position else "next pass"
     host = "\non the host" if entry.processor == "host" else ""
     load = f"\nbeside\n{entry.load_link or 'copies'}" if entry.load_bytes_per_s > 0 else ""
-    return 2 * (entry.load_bytes_per_s > 0) + (not entry.is_first), f"{kind}{host}{load}"
+    place = entry.position or _AFTER_ALL_POSITIONS
+    return _AFTER_ALL_POSITIONS * (entry.load_bytes_per_s > 0) + place, f"{kind}{host}{load}"
 
 
 def _show_acceptance(page: Page, profile: Profile) -> None:

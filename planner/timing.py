@@ -36,7 +36,11 @@ _MOST_EXTRAPOLATION = 4
 _SHORT_CONTEXT_TOKENS = 512  # up to which attention is a small part of any layer, so that its growth may be unmeasured
 _DROP_FRAC = 0.10  # a fall beyond this is another kernel taking over, not noise
 _QUARTILES_PER_SD = 1.349
-_BESIDE = {"pass": "its units", "round": "its pass and its draft"}
+_BESIDE = {
+    "pass": "what a pass takes beside its units",
+    "round": "what a round takes beside its pass and its draft",
+    "tree_round": "what a round takes beside its pass and its tree",
+}
 
 
 class Curve:
@@ -186,10 +190,11 @@ class Timing:
             self._links[entry.link, entry.loaded][entry.num_bytes] = entry.duration_s.median
         self._waited = waited_rows(profile)
         self._units = _by_load(_beside(beside_copies(profile.compute, self._waited), link), _unit_of)
+        _take_longer_rounds_from_trees(self._units)
         self._waits: dict[tuple[_Unit, bool], Waits] = {}
         self._drafts = _by_load(
             _beside(profile.draft_passes, link),
-            lambda entry: (entry.fingerprint, entry.processor, entry.is_first, entry.is_tree_level),
+            lambda entry: (entry.fingerprint, entry.processor, entry.position, entry.is_tree_level),
         )
         self._tables: dict[object, LoadedTable] = {}
         first: dict[LayerShape, int] = {}
@@ -286,9 +291,10 @@ class Timing:
         nearest = min(by_load, key=lambda load: abs(load - load_bytes_per_s), default=None)
         return 0.0 if nearest is None else statistics.median(by_load[nearest].values())
 
-    def round_s(self, num_tokens: float) -> float:
+    def round_s(self, num_tokens: float, *, is_tree: bool = False) -> float:
         """Seconds of a round beside its pass and its draft: judging and accepting so many verified tokens."""
-        return self._unit(_Unit("round", 0, None, "device")).at(num_tokens, 0)
+        unit = _TREE_ROUND if is_tree and _TREE_ROUND in self._units else _ROUND
+        return self._unit(unit).at(num_tokens, 0)
 
     def draft_pass_s(
         self,
@@ -298,13 +304,13 @@ class Timing:
         load_bytes_per_s: float = 0.0,
         processor: Processor = "device",
         *,
-        is_first: bool = False,
+        position: int = 0,
         is_tree_level: bool = False,
     ) -> float:
-        """Seconds of one pass of a draft, its picks included."""
-        key = (fingerprint, processor, is_first, is_tree_level)
+        """Seconds of one pass of a draft, its picks included: of those after the first, or at a position from 1 on."""
+        key = (fingerprint, processor, position, is_tree_level)
         if key not in self._drafts:
-            if is_first:  # not told apart
+            if position:  # not told apart
                 return self.draft_pass_s(fingerprint, num_tokens, context_tokens, load_bytes_per_s, processor)
             of_trees = " over the levels of a tree" * is_tree_level
             raise missing(f"the passes of the draft {fingerprint[:12]}{of_trees} on the {processor}", "rounds")
@@ -321,7 +327,7 @@ class Timing:
 
     def most_draft_tokens(self, fingerprint: str, processor: Processor) -> int:
         """The widest pass of a draft that the table reaches."""
-        by_load = self._drafts.get((fingerprint, processor, False, False), {})
+        by_load = self._drafts.get((fingerprint, processor, 0, False), {})
         return _MOST_EXTRAPOLATION * max(num_tokens for points in by_load.values() for num_tokens, _ in points)
 
     def draft_s(
@@ -340,21 +346,36 @@ class Timing:
         """
         if not drafting.has_model:
             return 0.0
-        first_s = self.draft_pass_s(fingerprint, mean_fed, context_tokens, load, processor, is_first=True)
-        if drafting.kind == "chain":
-            further_s = self.draft_pass_s(fingerprint, 1, context_tokens, load, processor)
-        else:
-            further_s = self.draft_pass_s(
+        first_s = self.draft_pass_s(fingerprint, mean_fed, context_tokens, load, processor, position=1)
+        draft_s, num_left = min(num_passes, 1.0) * first_s, max(num_passes - 1, 0.0)
+        if drafting.kind != "chain":
+            level_s = self.draft_pass_s(
                 fingerprint, drafting.pass_nodes, context_tokens, load, processor, is_tree_level=True
             )
-        return min(num_passes, 1.0) * first_s + max(num_passes - 1, 0.0) * further_s
+            return draft_s + num_left * level_s
+        position, last = 2, self._last_position(fingerprint, processor)
+        while num_left > 0:
+            share = num_left if position >= last else min(num_left, 1.0)
+            draft_s += share * self.draft_pass_s(fingerprint, 1, context_tokens, load, processor, position=position)
+            position, num_left = position + 1, num_left - share
+        return draft_s
+
+    def _last_position(self, fingerprint: str, processor: Processor) -> int:
+        """The position of a pass in its proposal from which on all are alike."""
+        of_draft = (key for key in self._drafts if key[:2] == (fingerprint, processor))
+        return max((position for _, _, position, _ in of_draft), default=0)
 
     def ngram_s(self, num_nodes: float) -> float:
-        """Seconds of looking up so many tokens in earlier text, and of learning what became of them."""
+        """Seconds of looking up so many tokens in earlier text."""
         unit = _Unit("ngram", 0, None, "host")
         if unit not in self._units:
             raise missing("the look-up of n-grams", "rounds")
         return self._unit(unit).at(num_nodes, 0)
+
+    def ngram_learn_s(self, num_nodes: float) -> float:
+        """Seconds of learning what became of so many copied tokens; 0 where that was not told apart."""
+        unit = _Unit("ngram_learn", 0, None, "host")
+        return self._unit(unit).at(num_nodes, 0) if unit in self._units else 0.0
 
     def link_fit(self, name: LinkName, *, loaded: bool) -> LinkFit | None:
         """Latency and bandwidth by Theil and Sen: the median slope over all pairs of sizes."""
@@ -406,18 +427,27 @@ class _Unit:
     @property
     def label(self) -> str:
         if self.kind in _BESIDE:
-            return f"what a {self.kind} takes beside {_BESIDE[self.kind]}"
+            return _BESIDE[self.kind]
         rows = "" if self.num_rows is None else f" of {self.num_rows} rows"
         return f"the compute time of {self.kind} {self.index}{rows} on the {self.processor}"
+
+
+_ROUND, _TREE_ROUND = _Unit("round", 0, None, "device"), _Unit("tree_round", 0, None, "device")
+_Measured = TypeVar("_Measured", ComputeMeasurement, DraftMeasurement)
+_Key = TypeVar("_Key")
+_ByLoad = dict[float, dict[tuple[int, int], float]]
 
 
 def _unit_of(row: ComputeMeasurement) -> _Unit:
     return _Unit(row.unit, row.index, row.num_rows, row.processor)
 
 
-_Measured = TypeVar("_Measured", ComputeMeasurement, DraftMeasurement)
-_Key = TypeVar("_Key")
-_ByLoad = dict[float, dict[tuple[int, int], float]]
+def _take_longer_rounds_from_trees(units: dict[_Unit, _ByLoad]) -> None:
+    """Let rounds of chains that are longer than those measured take as long as those of trees, which take longer."""
+    for load, of_trees in units.get(_TREE_ROUND, {}).items():
+        of_chains = units.setdefault(_ROUND, {}).setdefault(load, {})
+        longest = max((num_tokens for num_tokens, _ in of_chains), default=0)
+        of_chains.update({point: time_s for point, time_s in of_trees.items() if point[0] > longest})
 
 
 def link_name(link: LinkChoice) -> LinkName:

@@ -1,10 +1,15 @@
-"""What several test modules share: one compute thread, and tiny checkpoints that are written once per session."""
+"""What several test modules share: one thread, commands run in this process, and tiny checkpoints, written once."""
 
+import gc
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Command, Run, Stdin, Stdout
+from simulated_cuda import Driver
 from tiny_models import TinyModel, write_checkpoint
 
 from planner.contracts.plan import Dtype
@@ -41,6 +46,44 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """The console scripts, run in this process."""
+    from planner.cli import main as planner_main
+    from runtime.cli import main as runtime_main
+
+    mains = {"planner": planner_main, "runtime": runtime_main}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*arguments: str, package: str = "runtime", stdin: Stdin | None = None, stdout: Stdout | None = None) -> Run:
+        out, err = stdout or Stdout(), Stdout()
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "argv", [package, *arguments])
+            patched.setattr(sys, "stdin", stdin or Stdin(b""))
+            patched.setattr(sys, "stdout", out)
+            patched.setattr(sys, "stderr", err)
+            with pytest.raises(SystemExit) as stop:
+                mains[package]()
+        assert isinstance(stop.value.code, int)
+        return Run(stop.value.code, out.text(), err.text())
+
+    yield run
+    gc.unfreeze()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """The CUDA runtime's calls that pin memory, replaced."""
+    driver = Driver()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: driver)
+    monkeypatch.setattr(torch, "ones", driver.launch)
+    return driver
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -68,13 +68,14 @@ class ComputeMeasurement(Contract):
 
     `unit` is a unit of the plan, `pass` for all of a pass that belongs to no unit (embedding, masks, norms), `edge` for
     the hand-over of one streamed unit, `round` for what a round takes beside its pass and its draft (judging and
-    accepting), or `ngram` for finding so many tokens to propose in earlier text. `attention` is all of a layer but its
-    MLP, its norms and sums included. `embedding` on the host is gathering the rows there. `index` is the first unit of
-    its kind of that shape; `num_rows` belongs to head chunks, whose tokens are rows of logits. `load_bytes_per_s` is
-    what the copy lane moved meanwhile.
+    accepting), `tree_round` for the same of a tree, `ngram` for finding so many tokens to propose in earlier text, or
+    `ngram_learn` for learning from what became of them. Older profiles count trees as `round` and learning as `ngram`.
+    `attention` is all of a layer but its MLP, its norms and sums included. `embedding` on the host is gathering the
+    rows there. `index` is the first unit of its kind of that shape; `num_rows` belongs to head chunks, whose tokens are
+    rows of logits. `load_bytes_per_s` is what the copy lane moved meanwhile.
     """
 
-    unit: UnitKind | Literal["pass", "edge", "round", "ngram"]
+    unit: UnitKind | Literal["pass", "edge", "round", "tree_round", "ngram", "ngram_learn"]
     index: int = Field(default=0, ge=0)
     num_rows: int | None = Field(default=None, gt=0)
     processor: Processor = "device"
@@ -88,12 +89,14 @@ class ComputeMeasurement(Contract):
 class DraftMeasurement(Contract):
     """Seconds of one pass of a draft as it is deployed, over `num_tokens` after `context_tokens`, its pick included.
 
-    The first pass of a proposal comes after one of the target, which leaves nothing of the draft in the caches. The
-    tokens of a tree's level are siblings and cousins, each with a row of logits and several picks.
+    `position` is that of the pass in its proposal, from 1; the last one that was measured holds for all that follow,
+    and 0 is all after the first, together. The first comes after a pass of the target, which leaves nothing of the
+    draft in the caches; by the later ones the copy lane has filled its slots and rests. The tokens of a tree's level
+    are siblings and cousins, each with a row of logits and several picks.
     """
 
     fingerprint: str
-    is_first: bool = False
+    position: int = Field(default=0, ge=0)
     is_tree_level: bool = False
     processor: Processor = "device"
     load_bytes_per_s: float = Field(default=0.0, ge=0)
@@ -101,6 +104,15 @@ class DraftMeasurement(Contract):
     num_tokens: int = Field(gt=0)
     context_tokens: int = Field(ge=0)
     duration_s: Spread
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reads_older_profiles(cls, content: object) -> object:
+        """They tell the first pass from all others alone."""
+        if not isinstance(content, dict) or "is_first" not in content:
+            return content
+        rest = {name: value for name, value in content.items() if name != "is_first"}
+        return {**rest, "position": int(content["is_first"] is True)}
 
 
 class MemoryMeasurement(Contract):

@@ -91,21 +91,20 @@ class Rate:
         self._seconds += (seconds - self._seconds) / self._num_rounds
 
 
-def best_size(probs_sorted: Sequence[float], costs: Costs, rate: Rate, num_other_nodes: int = 0) -> int:
+def best_size(probs_sorted: Sequence[float], costs: Costs, rate: Rate) -> int:
     """How many of the candidates to verify: the n that maximises sum(P) - g (T(n) - T(0)), the fewest of equals.
 
     `probs_sorted` are the chances that each is accepted, falling; g is the rate, and T(n) the seconds of a round that
-    verifies `num_other_nodes` and n more. All sizes are weighed, as T may have steps.
+    drafts n. All sizes are weighed, as T may have steps.
 
     Source: Dinkelbach 1967: what maximises tokens - g * seconds in every round at the best g maximises their ratio.
     """
     tokens_per_s = rate.tokens_per_s
-    num_verified = 1 + num_other_nodes
-    start_s = costs.verify_s(num_verified)
+    start_s = costs.verify_s(1)
     best, best_gain, sum_probs = 0, 0.0, 0.0
     for size, prob in enumerate(probs_sorted, start=1):
         sum_probs += prob
-        gain = sum_probs - tokens_per_s * (costs.verify_s(num_verified + size) - start_s)
+        gain = sum_probs - tokens_per_s * (costs.verify_s(1 + size) - start_s)
         if gain > best_gain:
             best, best_gain = size, gain
     return best

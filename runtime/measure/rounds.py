@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +40,9 @@ CATCH_UP_TOKENS = (4, 16, 64, 256, 512)
 _CHUNK_TOKENS = 512
 _NUM_WARM_ROUNDS = 2
 Size = NoDraft | ChainDraft | TreeDraft
+_RoundUnit = Literal["round", "tree_round"]
 
+_LAST_POSITION = 4  # of a pass in its proposal that is told apart; later ones are like it
 _MOST_FIRST_TOKENS = 2  # that the first pass of a proposal feeds: the last drafted token, if accepted, and the bonus
 
 
@@ -49,7 +52,14 @@ class DraftPass:
 
     is_tree_level: bool
     num_tokens: int
-    is_first: bool = False
+    position: int = 0  # in its proposal, from 1; 0: not told apart
+
+
+class _RoundSize(NamedTuple):
+    """What a round verifies: of a chain, or of a tree."""
+
+    unit: _RoundUnit
+    num_verified: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +98,7 @@ class TimedModel(CachedModel):
 
 
 class ScriptedModel(CachedModel):
-    """A twin whose logits accept as many tokens of a chain as a script says, in turn: none, all, half."""
+    """A twin whose logits accept as much of a chain, or of a tree's first path, as a script says: none, all, half."""
 
     def __init__(self, streamed: StreamedModel, context_tokens: int, most_nodes: int) -> None:
         super().__init__(streamed, context_tokens, most_nodes)
@@ -98,13 +108,27 @@ class ScriptedModel(CachedModel):
     def forward(self, tokens: Sequence[int], num_rows: int) -> Tensor:
         """One pass; a pass for verification comes back with the logits of the script."""
         logits_RV = super().forward(tokens, num_rows)
-        num_drafted = num_rows - 1
-        num_accepted = round(next(self._shares) * num_drafted)
-        largest = float(logits_RV.amax())
-        for row, token in enumerate(tokens[1:]):
-            if num_rows > 1:
-                logits_RV[row, token] = largest + 1 if row < num_accepted else -abs(largest) - 1
+        if num_rows > 1:
+            self._bend(logits_RV, tokens, range(num_rows))
         return logits_RV
+
+    @torch.inference_mode()
+    def forward_tree(self, tokens: Sequence[int], parents: Sequence[int]) -> Tensor:
+        """One pass over a tree; it comes back with the logits of the script."""
+        logits_TV = super().forward_tree(tokens, parents)
+        first_path = [0]
+        for node, parent in enumerate(parents):
+            if parent == first_path[-1]:
+                first_path.append(node)
+        self._bend(logits_TV, tokens, first_path)
+        return logits_TV
+
+    def _bend(self, logits_TV: Tensor, tokens: Sequence[int], path: Sequence[int]) -> None:
+        """Let the rows of a path, whose first is that of the context's last token, accept as the script says."""
+        num_accepted = round(next(self._shares) * (len(path) - 1))
+        largest = float(logits_TV.amax())
+        for depth, (row, node) in enumerate(itertools.pairwise(path)):
+            logits_TV[row, tokens[node]] = largest + 1 if depth < num_accepted else -abs(largest) - 1
 
 
 class TimedDrafter:
@@ -121,7 +145,10 @@ class TimedDrafter:
         started_s = time.perf_counter()
         proposal = self._drafter.propose(context, max_depth)
         stopped_s = time.perf_counter()
-        fed = [replace(made, is_first=index == 0) for index, (made, _) in enumerate(self._model.begun)]
+        fed = [
+            made if made.is_tree_level else replace(made, position=min(position, _LAST_POSITION))
+            for position, (made, _) in enumerate(self._model.begun, start=1)
+        ]
         edges_s = [started_s, *(begun_s for _, begun_s in self._model.begun[1:]), stopped_s]
         self.passes_s.append([(made, b - a) for made, (a, b) in zip(fed, itertools.pairwise(edges_s), strict=True)])
         return proposal
@@ -168,7 +195,7 @@ def measure_rounds(
     live = _LiveTwin(target, draft, tokenizer)
     longest = twin.cached.context_tokens if draft is None else draft.cached.context_tokens
     passes_s: dict[DraftPass, list[float]] = defaultdict(list)
-    beside_s: dict[int, list[float]] = defaultdict(list)
+    beside_s: dict[_RoundSize, list[float]] = defaultdict(list)
     before, started_s = twin.streamed.times(), time.perf_counter()
     for size in (NoDraft(),) if draft is None else _sizes(live):
         if context_tokens + _longest_run(size, num_rounds) > longest:
@@ -176,6 +203,8 @@ def measure_rounds(
         for proposal in _run(live, context_tokens, size, num_rounds, beside_s):
             for made, duration_s in proposal:
                 passes_s[made].append(duration_s)
+                if made.position > 1:
+                    passes_s[replace(made, position=0)].append(duration_s)
     copied_bytes = twin.streamed.times().copied_bytes - before.copied_bytes
     load = 0.0 if twin.link is None else copied_bytes / (time.perf_counter() - started_s)
     draft_passes = [
@@ -185,14 +214,14 @@ def measure_rounds(
     ]
     rounds = [
         ComputeMeasurement(
-            unit="round",
+            unit=size.unit,
             load_bytes_per_s=load,
             load_link=twin.link_text,
-            num_tokens=num_tokens,
+            num_tokens=size.num_verified,
             context_tokens=context_tokens,
             duration_s=spread(taken),
         )
-        for num_tokens, taken in sorted(beside_s.items())
+        for size, taken in sorted(beside_s.items())
         if has_rounds
     ]
     return RoundTables(draft_passes=draft_passes, rounds=rounds)
@@ -263,7 +292,7 @@ class _LiveTwin:
 
 
 def _run(
-    live: _LiveTwin, context_tokens: int, size: Size, num_rounds: int, beside_s: dict[int, list[float]]
+    live: _LiveTwin, context_tokens: int, size: Size, num_rounds: int, beside_s: dict[_RoundSize, list[float]]
 ) -> list[list[tuple[DraftPass, float]]]:
     """Rounds of one size of draft: each proposal's passes; and into `beside_s` the rest of each full round.
 
@@ -287,7 +316,9 @@ def _run(
         for token in entry.tokens:
             text.push(token)
         if index >= _NUM_WARM_ROUNDS and entry.num_draft_tokens == _num_nodes(size):
-            beside_s[entry.num_draft_tokens + 1].append(entry.compute.host_s + entry.compute.unexplained_s)
+            unit: _RoundUnit = "tree_round" if isinstance(size, TreeDraft) else "round"
+            taken_s = entry.compute.host_s + entry.compute.unexplained_s
+            beside_s[_RoundSize(unit, entry.num_draft_tokens + 1)].append(taken_s)
         if context[-1] >= live.known_tokens:  # a token that the draft does not know would end its drafting
             context[-1] = 1
     proposals = [] if drafter is None else drafter.passes_s[_NUM_WARM_ROUNDS:]
@@ -344,7 +375,7 @@ def _draft_row(
 ) -> DraftMeasurement:
     return DraftMeasurement(
         fingerprint=draft.fingerprint,
-        is_first=made.is_first,
+        position=made.position,
         is_tree_level=made.is_tree_level,
         processor=draft.processor,
         load_bytes_per_s=load,

@@ -16,7 +16,7 @@ from planner.contracts.profile import (
     DraftMeasurement,
     Profile,
 )
-from planner.drafting import EVERY_DRAFTING, chain, drafting_of, ngram, static, tree
+from planner.drafting import EVERY_DRAFTING, Drafting, chain, drafting_of, ngram, static, tree
 from planner.recommend import recommend
 from planner.round_costs import round_costs
 from planner.schedule import round_time_s
@@ -90,6 +90,23 @@ def test_where_second_choices_are_often_right_a_tree_beats_every_chain() -> None
     assert best_chain is not None
     assert best_tree.terms.tokens_per_round > best_chain.terms.tokens_per_round
     assert best_tree.tokens_per_s > best_chain.tokens_per_s
+
+
+@pytest.mark.parametrize(
+    ("drafting", "host_s"),
+    [(chain(4), 1e-3), (tree(16, 4), 1e-3), (tree(16, 4, "hybrid"), 1.4e-3), (ngram(8), 1.4e-3)],
+    ids=["chain", "tree", "hybrid", "n-grams"],
+)
+def test_what_n_grams_learn_is_work_of_the_host_where_it_was_told_apart(drafting: Drafting, host_s: float) -> None:
+    made = measured(is_repetitive=True)
+    learning = ComputeMeasurement(
+        unit="ngram_learn", processor="host", num_tokens=16, context_tokens=0, duration_s=spread(0.4e-3)
+    )
+    profiled = made.model_copy(update={"compute": (*made.compute, learning)})
+    draft = DRAFT.fingerprint if drafting.has_model else None
+    score = rank(profiled, replace(request(TIGHT), draftings=(drafting,))).best_of(draft, drafting.kind)
+    assert score is not None
+    assert score.terms.host_s == pytest.approx(host_s)
 
 
 def test_text_that_repeats_itself_is_drafted_from_itself_without_any_model() -> None:

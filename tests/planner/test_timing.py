@@ -1,6 +1,7 @@
 """Reading times off tables: exact at measured points, never falling between, refused where nothing was measured."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from made_up import DRAFT, MB, TOKENS, layer_s, profile, spread
 
 from planner.contracts.errors import BadInputError
 from planner.contracts.plan import CudaLink, DiskLink, EmulatedLink, LinkChoice
-from planner.contracts.profile import ComputeMeasurement, LinkMeasurement, Profile
+from planner.contracts.profile import ComputeMeasurement, DraftMeasurement, LinkMeasurement, Profile
 from planner.drafting import NO_DRAFTING, chain
 from planner.timing import ComputeTable, Curve, LoadedTable, Timing, spread_frac
 
@@ -133,6 +134,39 @@ def test_a_chain_feeds_what_was_accepted_and_then_token_by_token() -> None:
         DISK.draft_pass_s("unknown", 1, 0)
 
 
+def test_passes_of_a_chain_are_told_apart_by_their_place_as_far_as_they_were_measured() -> None:
+    passes = [
+        DraftMeasurement(
+            fingerprint=DRAFT.fingerprint,
+            position=position,
+            num_tokens=1,
+            context_tokens=0,
+            duration_s=spread(duration_s),
+        )
+        for position, duration_s in ((0, 2e-3), (1, 9e-3), (2, 5e-3), (3, 1e-3))
+    ]
+    timing = Timing(profile(draft_passes=tuple(passes)), DiskLink())
+
+    def draft_s(num_passes: float) -> float:
+        return timing.draft_s(DRAFT.fingerprint, chain(8), 0, 0.0, "device", 1.0, num_passes)
+
+    assert [draft_s(count) for count in (0.5, 1, 2, 2.5, 3, 8)] == pytest.approx(
+        [4.5e-3, 9e-3, 14e-3, 14.5e-3, 15e-3, 20e-3]
+    )
+    assert timing.draft_pass_s(DRAFT.fingerprint, 1, 0) == 2e-3, "all after the first"
+
+
+def test_a_profile_that_tells_the_first_pass_apart_alone_is_read_as_it_was_meant() -> None:
+    row = {
+        "fingerprint": "f",
+        "num_tokens": 1,
+        "context_tokens": 0,
+        "duration_s": {"p25": 1.0, "median": 1.0, "p75": 1.0, "num_samples": 3},
+    }
+    read = [DraftMeasurement.model_validate({**row, "is_first": is_first}) for is_first in (True, False)]
+    assert [entry.position for entry in read] == [1, 0]
+
+
 def test_the_edge_is_that_of_the_nearest_load() -> None:
     edges = [
         ComputeMeasurement(
@@ -144,6 +178,26 @@ def test_the_edge_is_that_of_the_nearest_load() -> None:
     assert timing.edge_s(0.5e8) == 1e-4
     assert timing.edge_s(3e9) == 2e-4
     assert DISK.edge_s(1e9) == 0.0
+
+
+def beside_pass(unit: Literal["round", "tree_round"], times_s: dict[int, float]) -> list[ComputeMeasurement]:
+    """What rounds of so many tokens take beside their pass."""
+    return [
+        ComputeMeasurement(unit=unit, num_tokens=num_tokens, context_tokens=0, duration_s=spread(time_s))
+        for num_tokens, time_s in times_s.items()
+    ]
+
+
+def test_rounds_of_trees_are_told_from_those_of_chains_where_they_were_measured() -> None:
+    bare = tuple(entry for entry in profile().compute if entry.unit != "round")
+    chains, trees = beside_pass("round", {1: 1e-4, 9: 2e-4}), beside_pass("tree_round", {9: 5e-4, 33: 9e-4})
+    timing = Timing(profile(compute=(*bare, *chains, *trees)), DiskLink())
+    assert [timing.round_s(count, is_tree=True) for count in (1, 9, 33)] == [5e-4, 5e-4, 9e-4]
+    assert [timing.round_s(count) for count in (1, 9)] == [1e-4, 2e-4]
+    assert timing.round_s(33) == 9e-4, "a chain longer than those measured takes what a tree does"
+    assert timing.round_s(21) == pytest.approx(5.5e-4)
+    older = Timing(profile(compute=(*bare, *chains)), DiskLink())
+    assert older.round_s(9, is_tree=True) == 2e-4, "a profile that does not tell them apart"
 
 
 def test_a_link_is_fitted_through_its_outliers() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from test_cli import PROMPT, Command, command, refused  # noqa: F401 - a fixture is found by its name
+from commands import PROMPT, Command, refused
 
 from planner.contracts.report import Report
 from profiles import demo_folder
@@ -18,7 +18,7 @@ FEW = ("--max-tokens", "24", "--dtype", "fp32", "--device-memory", "16MiB", "--t
 
 
 @pytest.fixture
-def generate(command: Command) -> Callable[..., Report]:  # noqa: F811
+def generate(command: Command) -> Callable[..., Report]:
     def run(*options: str) -> Report:
         found = command("generate", PROMPT, "--json", *FEW, *options)
         assert found.code == 0, found.err
@@ -47,7 +47,7 @@ def test_every_kind_writes_the_targets_text(
 
 
 @pytest.mark.slow
-def test_statistics_name_the_kind_and_what_was_copied(command: Command) -> None:  # noqa: F811
+def test_statistics_name_the_kind_and_what_was_copied(command: Command) -> None:
     found = command("generate", PROMPT * 3, *FEW, "--draft-kind", "hybrid", "--draft-tree", "16")
     assert found.code == 0
     assert "hybrid: " in found.err
@@ -69,12 +69,12 @@ def test_what_contradicts_itself_is_refused(
     options: tuple[str, ...],
     code: int,
     parts: tuple[str, ...],
-    command: Command,  # noqa: F811
+    command: Command,
 ) -> None:
     refused(command("generate", PROMPT, *FEW, *options), code, *parts)
 
 
-def test_a_binary_corpus_is_refused(command: Command, tmp_path: Path) -> None:  # noqa: F811
+def test_a_binary_corpus_is_refused(command: Command, tmp_path: Path) -> None:
     corpus = tmp_path / "weights.bin"
     corpus.write_bytes(b"\0\1\2")
     refused(command("generate", PROMPT, *FEW, "--draft-kind", "ngram", "--ngram-corpus", str(corpus)), 3, "weights.bin")
@@ -92,7 +92,7 @@ def test_a_corpus_may_be_longer_than_the_models_context(
 
 
 @pytest.mark.slow
-def test_a_corpus_that_no_draft_copies_from_is_said_to_be_unused(command: Command, tmp_path: Path) -> None:  # noqa: F811
+def test_a_corpus_that_no_draft_copies_from_is_said_to_be_unused(command: Command, tmp_path: Path) -> None:
     corpus = tmp_path / "earlier.txt"
     corpus.write_text("the quick brown fox")
     found = command("generate", PROMPT, *FEW, "--json", "--draft-len", "2", "--ngram-corpus", str(corpus))
@@ -105,7 +105,7 @@ def test_a_corpus_that_no_draft_copies_from_is_said_to_be_unused(command: Comman
 @pytest.mark.parametrize("options", [(), ("--json",), ("--draft-may-fail",)], ids=["text", "json", "may fail"])
 def test_a_draft_that_fails_leaves_the_text_so_far(
     options: tuple[str, ...],
-    command: Command,  # noqa: F811
+    command: Command,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     planned = (*FEW, "--profile", "none", "--draft-kind", "tree")

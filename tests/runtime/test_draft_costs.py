@@ -96,26 +96,21 @@ def test_a_step_is_taken_where_all_behind_it_are_worth_it_together() -> None:
     assert best_size([0.04] * 40, costs, rate) == 15  # 16 more are worth .64: not the step
     assert best_size([0.06] * 40, costs, rate) == 31  # 16 more are worth .96
     assert best_size([0.06] * 20, costs, rate) == 15  # 5 more are worth .3
-    assert best_size([0.06] * 20, costs, rate, num_other_nodes=11) == 20  # 4 free, then 16 for a step
-    assert best_size([0.06] * 9, costs, rate, num_other_nodes=11) == 4
 
 
 @given(
     st.lists(st.floats(0, 1), max_size=12),
-    st.lists(st.floats(0, 0.5), min_size=20, max_size=20),
+    st.lists(st.floats(0, 0.5), min_size=12, max_size=12),
     st.floats(0.1, 10),
-    st.integers(0, 6),
 )
-def test_no_other_size_gains_more(
-    probs: list[float], steps_s: list[float], tokens_per_s: float, num_other_nodes: int
-) -> None:
+def test_no_other_size_gains_more(probs: list[float], steps_s: list[float], tokens_per_s: float) -> None:
     probs.sort(reverse=True)
     round_s = tuple(itertools.accumulate(steps_s, initial=1.0))
-    costs = Costs(RoundCosts(num_verified=tuple(range(1, 22)), round_s=round_s, hidden_s=(0.0,) * 21))
+    costs = Costs(RoundCosts(num_verified=tuple(range(1, 14)), round_s=round_s, hidden_s=(0.0,) * 13))
     rate = at_rate(costs, tokens_per_s)
 
     def gain(size: int) -> float:
-        return sum(probs[:size]) - rate.tokens_per_s * (round_s[num_other_nodes + size] - round_s[num_other_nodes])
+        return sum(probs[:size]) - rate.tokens_per_s * (round_s[size] - round_s[0])
 
-    best = best_size(probs, costs, rate, num_other_nodes)
+    best = best_size(probs, costs, rate)
     assert gain(best) >= max(gain(size) for size in range(len(probs) + 1)) - 1e-12

@@ -16,11 +16,13 @@ from planner.contracts.plan import DiskLink, LinkChoice
 from planner.contracts.profile import Spread
 from runtime.measure import twin as twin_module
 from runtime.measure.compute import Effort, PassTimer, compute_table, edge_rows, measure_passes, recording_cost_s
-from runtime.measure.rounds import measure_catch_up, measure_rounds, open_draft
+from runtime.measure.rounds import ScriptedModel, measure_catch_up, measure_rounds, open_draft
 from runtime.measure.spans import HostClock, SpanRecorder
 from runtime.measure.spread import spread
 from runtime.measure.twin import Truncation, Twin, open_twin, truncate
+from runtime.proposal import ROOT, Proposal
 from runtime.tokenizer import load_tokenizer
+from runtime.verify import verify_greedy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -204,15 +206,34 @@ def test_rounds_time_first_passes_of_one_and_of_two_tokens(link: LinkChoice | No
         plain = measure_rounds(twin, None, tokenizer, 8, 3, has_rounds=True)
         reading = measure_catch_up(draft, 8, 2)
     of_chains = [row for row in tables.draft_passes if not row.is_tree_level]
-    assert [(row.num_tokens, row.is_first) for row in of_chains] == [(1, False), (1, True), (2, True)]
+    assert [(row.num_tokens, row.position) for row in of_chains] == [(1, position) for position in range(5)] + [(2, 1)]
     of_trees = [row.num_tokens for row in tables.draft_passes if row.is_tree_level]
     assert {4, 8} <= set(of_trees), "full levels"
-    assert [row.num_tokens for row in tables.rounds] == [2, 3, 5, 9, 33, 129]
-    assert [row.num_tokens for row in plain.rounds] == [1]
+    rounds = {unit: [row.num_tokens for row in tables.rounds if row.unit == unit] for unit in ("round", "tree_round")}
+    assert rounds == {"round": [2, 3, 5, 9], "tree_round": [9, 33, 129]}
+    assert [(row.unit, row.num_tokens) for row in plain.rounds] == [("round", 1)]
     assert plain.draft_passes == []
     loads = [row.load_bytes_per_s for row in tables.draft_passes] + [row.load_bytes_per_s for row in tables.rounds]
     assert all((load > 0) == (link is not None) for load in loads)
     assert [row.num_tokens for row in reading] == [4, 16, 64]
+
+
+def test_the_scripted_twin_accepts_none_all_and_half_of_a_chain_and_of_a_trees_first_path(
+    tiny_model: TinyModel,
+) -> None:
+    chain = Proposal.chain([7, 8, 9, 10])
+    tree = Proposal(
+        tokens=(7, 8, 9, 10, 11, 12), parents=(ROOT, ROOT, 0, 1, 2, 4), sources=("model",) * 6, row_of=(None,) * 6
+    )
+    with twin_of(tiny_model("llama"), None) as twin:
+        model = ScriptedModel(twin.streamed, CONTEXT_TOKENS, 8)
+        model.forward([1, 2, 3], 1)
+        paths = [verify_greedy(model.forward([4, *chain.tokens], 5), chain).path for _ in range(3)]
+        assert paths == [(), (0, 1, 2, 3), (0, 1)]
+        for first_path in ((), (0, 2, 4, 5), (0, 2)):
+            logits_TV = model.forward_tree([4, *tree.tokens], [ROOT, *(parent + 1 for parent in tree.parents)])
+            model.keep_path([0])
+            assert verify_greedy(logits_TV, tree).path[:4] == first_path
 
 
 def test_spread_leaves_out_what_lies_far_from_the_quartiles() -> None:

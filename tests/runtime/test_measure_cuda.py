@@ -5,11 +5,12 @@ from typing import cast
 
 import pytest
 import torch
-from test_link_cuda import CPU, Driver, SimulatedCopy, driver, simulated  # noqa: F401 - driver is a fixture
+from simulated_cuda import Driver, SimulatedCopy, simulated
 
 from runtime.measure.links import CUDA_PATHS, CopyEffort, CudaPath, measure_cuda
 from runtime.measure.twin import Twin
 
+CPU = torch.device("cpu")
 SIZES = (64, 4096)
 EFFORT = CopyEffort(seconds_per_size=0.0, least=3, most=3, direct_bytes=2**20)
 
@@ -32,7 +33,7 @@ def test_each_path_is_timed_by_the_device_and_pinned_as_it_says(
     path: CudaPath,
     operations: int,
     is_pinned: bool,
-    driver: Driver,  # noqa: F811
+    driver: Driver,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pinned: list[int] = []

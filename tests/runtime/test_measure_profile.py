@@ -65,7 +65,8 @@ def test_quick_profile_is_complete_and_found_again(tiny_model: TinyModel, tmp_pa
         assert step in {progress.step for progress in seen}
     assert {entry.link for entry in profile.links} == {"disk:cached", "disk:direct", "host_memory"}
     parts = {"layer", "attention", "mlp", "head_chunk"}
-    assert {row.unit for row in profile.compute} == {*parts, "pass", "edge", "embedding", "round", "ngram"}
+    beside = ("round", "tree_round", "ngram", "ngram_learn")
+    assert {row.unit for row in profile.compute} == {*parts, "pass", "edge", "embedding", *beside}
     assert {row.num_tokens for row in profile.draft_passes} >= {1, 2}
     assert [recording.domain for recording in profile.acceptance] == ["code", "code", "prose", "prose"]
     assert Profile.read(out) == profile
@@ -218,7 +219,9 @@ def test_a_profile_of_a_device_prices_a_draft_on_the_host_and_the_cpu_as_a_rival
     on_host = [row for row in measured.compute if row.processor == "host"]
     assert {row.unit for row in on_host} >= {"layer", "head_chunk", "pass"}
     assert {row.processor for row in measured.draft_passes} == {"device", "host"}
-    rounds = [(row.num_tokens, row.load_bytes_per_s) for row in measured.compute if row.unit == "round"]
+    rounds = [
+        (row.unit, row.num_tokens, row.load_bytes_per_s) for row in measured.compute if row.unit.endswith("round")
+    ]
     assert len(rounds) == len(set(rounds)), "what a round takes beside its draft is measured once"
     copies = LinkMeasurement(
         link="cuda", num_bytes=2**20, loaded=False, duration_s=Spread(p25=1e-3, median=1e-3, p75=1e-3, num_samples=9)
