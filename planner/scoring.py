@@ -239,9 +239,8 @@ class Scorer:
         return compute_s * factors["compute"] + draft_s + host_s
 
     def _host_s(self, drafting: Drafting, num_verified: float) -> float:
-        """Seconds of judging so many tokens, of accepting some, and of what n-grams learn from that."""
-        learn_s = self.timing.ngram_learn_s(drafting.num_nodes) if drafting.has_copies else 0.0
-        return self.timing.round_s(num_verified, is_tree=drafting.tree_nodes > 0) + learn_s
+        """Seconds of judging so many tokens, and of accepting some."""
+        return self.timing.round_s(num_verified, is_tree=drafting.tree_nodes > 0)
 
     def _tokens_per_round(self, candidate: Candidate, tokens: Yield) -> float:
         """The corrected mean, within what the draft allows."""

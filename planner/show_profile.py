@@ -16,8 +16,8 @@ from planner.timing import LinkFit, Timing
 from planner.yields import Yields
 
 _UNITS = (
-    *("layer", "attention", "mlp", "expert", "head_chunk", "embedding", "pass", "edge"),
-    *("round", "tree_round", "ngram", "ngram_learn"),
+    *("layer", "attention", "mlp", "expert", "head_chunk", "embedding"),
+    *("pass", "edge", "round", "tree_round", "ngram"),
 )
 _MODEL_DRAFTINGS = {
     "chain\nof 1": chain(1),

@@ -366,16 +366,11 @@ class Timing:
         return max((position for _, _, position, _ in of_draft), default=0)
 
     def ngram_s(self, num_nodes: float) -> float:
-        """Seconds of looking up so many tokens in earlier text."""
+        """Seconds of looking up so many tokens in earlier text, and of learning what became of them."""
         unit = _Unit("ngram", 0, None, "host")
         if unit not in self._units:
             raise missing("the look-up of n-grams", "rounds")
         return self._unit(unit).at(num_nodes, 0)
-
-    def ngram_learn_s(self, num_nodes: float) -> float:
-        """Seconds of learning what became of so many copied tokens; 0 where that was not told apart."""
-        unit = _Unit("ngram_learn", 0, None, "host")
-        return self._unit(unit).at(num_nodes, 0) if unit in self._units else 0.0
 
     def link_fit(self, name: LinkName, *, loaded: bool) -> LinkFit | None:
         """Latency and bandwidth by Theil and Sen: the median slope over all pairs of sizes."""

@@ -68,14 +68,13 @@ class ComputeMeasurement(Contract):
 
     `unit` is a unit of the plan, `pass` for all of a pass that belongs to no unit (embedding, masks, norms), `edge` for
     the hand-over of one streamed unit, `round` for what a round takes beside its pass and its draft (judging and
-    accepting), `tree_round` for the same of a tree, `ngram` for finding so many tokens to propose in earlier text, or
-    `ngram_learn` for learning from what became of them. Older profiles count trees as `round` and learning as `ngram`.
-    `attention` is all of a layer but its MLP, its norms and sums included. `embedding` on the host is gathering the
-    rows there. `index` is the first unit of its kind of that shape; `num_rows` belongs to head chunks, whose tokens are
-    rows of logits. `load_bytes_per_s` is what the copy lane moved meanwhile.
+    accepting), `tree_round` for the same of a tree (which older profiles count as `round`), or `ngram` for finding so
+    many tokens to propose in earlier text. `attention` is all of a layer but its MLP, its norms and sums included.
+    `embedding` on the host is gathering the rows there. `index` is the first unit of its kind of that shape; `num_rows`
+    belongs to head chunks, whose tokens are rows of logits. `load_bytes_per_s` is what the copy lane moved meanwhile.
     """
 
-    unit: UnitKind | Literal["pass", "edge", "round", "tree_round", "ngram", "ngram_learn"]
+    unit: UnitKind | Literal["pass", "edge", "round", "tree_round", "ngram"]
     index: int = Field(default=0, ge=0)
     num_rows: int | None = Field(default=None, gt=0)
     processor: Processor = "device"

