@@ -172,13 +172,23 @@ def _show_compute(page: Page, profile: Profile) -> None:
 
 
 def _show_draft_passes(page: Page, profile: Profile) -> None:
+    """Times alone, then those beside copies, by what was copied over."""
     for draft in profile.drafts:
         entries = [entry for entry in profile.draft_passes if entry.fingerprint == draft.fingerprint]
-        times_s = {
-            _Cell(*_draft_column(entry), entry.num_tokens, entry.context_tokens): entry.duration_s.median
-            for entry in entries
-        }
-        _show_times(page, f"draft {draft.name}", times_s)
+        alone = [entry for entry in entries if entry.load_bytes_per_s == 0]
+        _show_times(page, f"draft {draft.name}", _draft_times(alone))
+        loaded = [entry for entry in entries if entry.load_bytes_per_s > 0]
+        for link in dict.fromkeys(entry.load_link for entry in loaded):
+            beside = _draft_times([entry for entry in loaded if entry.load_link == link])
+            _show_times(page, f"draft {draft.name} beside copies over {link or 'a link'}", beside)
+
+
+def _draft_times(entries: Sequence[DraftMeasurement]) -> dict[_Cell, float]:
+    """Medians in seconds."""
+    return {
+        _Cell(*_draft_column(entry), entry.num_tokens, entry.context_tokens): entry.duration_s.median
+        for entry in entries
+    }
 
 
 def _compute_times(entries: Sequence[ComputeMeasurement]) -> dict[_Cell, float]:
@@ -214,11 +224,12 @@ def _compute_column(entry: ComputeMeasurement) -> tuple[int, str]:
 
 
 def _draft_column(entry: DraftMeasurement) -> tuple[int, str]:
-    kind = "tree level" if entry.is_tree_level else f"pass {entry.position}" if entry.position else "next pass"
     host = "\non the host" if entry.processor == "host" else ""
-    load = f"\nbeside\n{entry.load_link or 'copies'}" if entry.load_bytes_per_s > 0 else ""
-    place = entry.position or _AFTER_ALL_POSITIONS
-    return _AFTER_ALL_POSITIONS * (entry.load_bytes_per_s > 0) + place, f"{kind}{host}{load}"
+    if entry.is_tree_level:
+        return _AFTER_ALL_POSITIONS + 1, f"tree level{host}"
+    if entry.position:
+        return entry.position, f"pass {entry.position}{host}"
+    return _AFTER_ALL_POSITIONS, f"pass 2 on{host}"
 
 
 def _show_acceptance(page: Page, profile: Profile) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_up import DRAFT, MB, profile, request
+from made_up import DRAFT, MB, profile, request, spread
 from rich.console import Console
 from test_compare import PREDICTED, performance, plan, report
 
@@ -25,7 +25,7 @@ from planner.contracts.plan import (
     TreeDraft,
     Unit,
 )
-from planner.contracts.profile import AcceptanceCurve, MemoryMeasurement, Profile
+from planner.contracts.profile import AcceptanceCurve, DraftMeasurement, MemoryMeasurement, Profile
 from planner.contracts.recognise import Shown, read_shown
 from planner.contracts.recommendation import Recommendation
 from planner.contracts.report import Report, RoundRecord
@@ -352,6 +352,29 @@ def test_profile_lists_what_was_measured() -> None:
     assert below(text, "draft draft")[1].split() == ["512", "3.00"]
     assert below(text, "memory beside")[0].split() == ["host", "overhead", "1.00", "MiB"]
     assert below(text, "notes") == ["  quick: fewer points"]
+
+
+def test_passes_of_a_draft_stand_by_place_and_by_what_was_copied_beside_them() -> None:
+    def made(position: int, duration_s: float, link: str | None = None, **changes: object) -> DraftMeasurement:
+        return DraftMeasurement.model_validate(
+            {
+                "fingerprint": DRAFT.fingerprint,
+                "position": position,
+                "num_tokens": 1,
+                "context_tokens": 0,
+                "load_link": link,
+                "load_bytes_per_s": 1e9 if link else 0.0,
+                "duration_s": spread(duration_s).model_dump(),
+                **changes,
+            }
+        )
+
+    rows_of = (made(0, 2e-3), made(2, 3e-3), made(1, 4e-3), made(0, 5e-3, is_tree_level=True), made(1, 6e-3, "cuda"))
+    text = page(profile(draft_passes=rows_of), 120)
+    header, times = (line.split() for line in below(text, "draft draft:")[:2])
+    assert " ".join(header) == "tokens pass 1 pass 2 pass 2 on tree level"
+    assert times == ["1", "4.00", "3.00", "2.00", "5.00"]
+    assert below(text, "draft draft beside copies over cuda")[1].split() == ["1", "6.00"]
 
 
 def test_acceptance_is_replayed_by_kind_of_text() -> None:
