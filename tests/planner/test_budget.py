@@ -433,7 +433,7 @@ def test_kernels_count_as_measured_and_those_of_a_drafts_measured_run_not_twice(
     measured = Overheads.of([MemoryMeasurement(part=part, num_bytes=size) for part, size in parts.items()])  # type: ignore[arg-type]
     tree = Drafting(kind="tree", num_nodes=16, max_depth=4, pass_nodes=4)
     of_chain = overhead_bytes(drafting=chain(4), overheads=measured)
-    assert of_chain == (10 + 2 + 8 + 1) * MIB + scattered(3 * MIB) + wishes().context_tokens * 2**11
+    assert of_chain == (10 + 4 + 8 + 1) * MIB + scattered(3 * MIB) + wishes().context_tokens * 2**11
     for dtype in ("bf16", "fp32"):
         of_tree = overhead_bytes(drafting=tree, overheads=measured, dtype=dtype)
         assert of_tree - of_chain == 13 * scattered(3 * MIB) + 4 * scattered(MIB)
@@ -447,7 +447,7 @@ def test_measured_overhead_counts_with_what_runs_scatter_by_and_with_the_record_
         ]
     )
     records = wishes().context_tokens * 2**11
-    assert overhead_bytes(drafting=chain(4), dtype="fp32", overheads=measured) == (10 + 2 + 1 + 1) * MIB + records
+    assert overhead_bytes(drafting=chain(4), dtype="fp32", overheads=measured) == (10 + 4 + 1 + 1) * MIB + records
     assert Overheads.of([]) == DEFAULT_OVERHEADS
     on_device = MemoryMeasurement(part="device_overhead", num_bytes=900 * MIB)
     assert Overheads.of([on_device]) == replace(DEFAULT_OVERHEADS, device_bytes=900 * MIB)
