@@ -1,7 +1,7 @@
 """A profile as a page: the machine, every table that was measured, what the recordings accept, and what is missing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from planner.acceptance_curves import by_domain
 from planner.contracts.errors import BadInputError
@@ -28,6 +28,7 @@ _MODEL_DRAFTINGS = {
 _NGRAM_DRAFTINGS = {"4 copied": ngram(4), "8 copied": ngram(8), "16 copied": ngram(16)}
 _MOST_RANKS_OF_A_UNIT = 2**32
 _AFTER_ALL_POSITIONS = 100
+_Measured = TypeVar("_Measured", ComputeMeasurement, DraftMeasurement)
 _SURVIVAL_OF = chain(8)
 _EVERY_TEXT = "all"
 
@@ -162,13 +163,13 @@ def _rate(fit: LinkFit | None) -> str:
 def _show_compute(page: Page, profile: Profile) -> None:
     """Times alone, then those beside copies, by what was copied over."""
     alone = [entry for entry in profile.compute if entry.load_bytes_per_s == 0]
-    _show_times(page, "compute alone", _compute_times(alone))
+    _show_times(page, "compute alone", _times(alone, _compute_column))
     loaded = [entry for entry in profile.compute if entry.load_bytes_per_s > 0]
     for link in dict.fromkeys(entry.load_link for entry in loaded):
         entries = [entry for entry in loaded if entry.load_link == link]
         rates = sorted(entry.load_bytes_per_s for entry in entries)
         span = " to ".join(dict.fromkeys(format_bytes_per_s(rate) for rate in (rates[0], rates[-1])))
-        _show_times(page, f"compute beside copies over {link or 'a link'} at {span}", _compute_times(entries))
+        _show_times(page, f"compute beside copies over {link or 'a link'} at {span}", _times(entries, _compute_column))
 
 
 def _show_draft_passes(page: Page, profile: Profile) -> None:
@@ -176,26 +177,17 @@ def _show_draft_passes(page: Page, profile: Profile) -> None:
     for draft in profile.drafts:
         entries = [entry for entry in profile.draft_passes if entry.fingerprint == draft.fingerprint]
         alone = [entry for entry in entries if entry.load_bytes_per_s == 0]
-        _show_times(page, f"draft {draft.name}", _draft_times(alone))
+        _show_times(page, f"draft {draft.name}", _times(alone, _draft_column))
         loaded = [entry for entry in entries if entry.load_bytes_per_s > 0]
         for link in dict.fromkeys(entry.load_link for entry in loaded):
-            beside = _draft_times([entry for entry in loaded if entry.load_link == link])
+            beside = _times([entry for entry in loaded if entry.load_link == link], _draft_column)
             _show_times(page, f"draft {draft.name} beside copies over {link or 'a link'}", beside)
 
 
-def _draft_times(entries: Sequence[DraftMeasurement]) -> dict[_Cell, float]:
+def _times(entries: Sequence[_Measured], column_of: Callable[[_Measured], tuple[int, str]]) -> dict[_Cell, float]:
     """Medians in seconds."""
     return {
-        _Cell(*_draft_column(entry), entry.num_tokens, entry.context_tokens): entry.duration_s.median
-        for entry in entries
-    }
-
-
-def _compute_times(entries: Sequence[ComputeMeasurement]) -> dict[_Cell, float]:
-    """Medians in seconds."""
-    return {
-        _Cell(*_compute_column(entry), entry.num_tokens, entry.context_tokens): entry.duration_s.median
-        for entry in entries
+        _Cell(*column_of(entry), entry.num_tokens, entry.context_tokens): entry.duration_s.median for entry in entries
     }
 
 
